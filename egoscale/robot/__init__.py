@@ -1,0 +1,1 @@
+"""Robots: demonstrations on disk, what their numbers mean, and simulated worlds to be judged in."""

@@ -1,0 +1,72 @@
+"""The picture a model sees: the centre square of a frame, averaged to its size.
+
+Legend of shapes: T frames, H rows, W columns, C colours.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+Taps = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+def square(frames_THWC: Frames, size_px: int) -> Frames:
+    """The centre square of each frame, each pixel the mean of the area it covers: uint8 [T, size, size, C].
+
+    One arithmetic for every decoder, since the decoders' own scaling differs. A frame that is smaller than
+    the size is enlarged by the same rule.
+    """
+    side = min(frames_THWC.shape[1:3])
+    top, left = (frames_THWC.shape[1] - side) // 2, (frames_THWC.shape[2] - side) // 2
+    crop = frames_THWC[:, top : top + side, left : left + side]
+    if side == size_px:
+        return np.ascontiguousarray(crop)
+    taps = area_taps(side, size_px)
+    return np.rint(_mean(_mean(crop, taps, axis=1), taps, axis=2)).astype(np.uint8)
+
+
+def grid_means(frames_THWC: Frames, cells: int) -> NDArray[np.float32]:
+    """Mean luma of the whole frame on a grid: float32 [T, cells, cells], 0 to 255.
+
+    Luma is Rec. 601 (0.299 R + 0.587 G + 0.114 B). Large frames are thinned to about four samples a cell and
+    side first, which changes the means by less than the scores look at.
+    """
+    step_H = max(1, frames_THWC.shape[1] // (4 * cells))
+    step_W = max(1, frames_THWC.shape[2] // (4 * cells))
+    thin = frames_THWC[:, ::step_H, ::step_W]
+    rows = _mean(thin, area_taps(thin.shape[1], cells), axis=1)
+    means = _mean(rows, area_taps(thin.shape[2], cells), axis=2)
+    luma: NDArray[np.float32] = (means * np.array([0.299, 0.587, 0.114], np.float32)).sum(-1)
+    return luma
+
+
+def _mean(pixels_THWC: NDArray[Any], taps: Taps, axis: int) -> NDArray[np.float32]:
+    """Weighted sums along one axis, a tap at a time.
+
+    No matrix product: its threads would contend with the loader's processes (measured 40 times slower on two
+    cores), and its order of summation differs from machine to machine.
+    """
+    index, weight = taps
+    shape = [1, 1, 1, 1]
+    shape[axis] = -1
+    total = np.take(pixels_THWC, index[:, 0], axis) * weight[:, 0].reshape(shape)
+    for tap in range(1, index.shape[1]):
+        total += np.take(pixels_THWC, index[:, tap], axis) * weight[:, tap].reshape(shape)
+    return total
+
+
+@lru_cache(maxsize=64)
+def area_taps(side: int, size: int) -> Taps:
+    """For each of `size` output pixels, the input pixels it covers and their shares: two [size, taps]."""
+    edges = np.arange(size + 1) * (side / size)
+    low, high = edges[:-1, None], edges[1:, None]
+    index = np.floor(low).astype(np.int64) + np.arange(int(np.ceil(side / size)) + 1)
+    share = np.clip(np.minimum(high, index + 1) - np.maximum(low, index), 0, None) * (index < side)
+    weight = (share / share.sum(1, keepdims=True)).astype(np.float32)
+    used = weight.any(0)  # a whole ratio needs no tap for a share
+    return np.minimum(index, side - 1)[:, used], weight[:, used]

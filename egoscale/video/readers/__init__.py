@@ -1,0 +1,1 @@
+"""One file a data set: where its videos lie and what is known about each."""
