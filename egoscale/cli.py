@@ -1,0 +1,249 @@
+"""The verbs, in the order of a study. Each imports what it needs when called: `egoscale fit` loads no torch.
+
+Exit codes: 0 all done, 1 work failed or is missing, 2 bad input, 85 saved and wants to be started again,
+130 stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from egoscale.cli_sweep import Root, Sets, Sweep, catalog_app, conclude, execute, planned, stages, sweep_app
+from egoscale.console import BAD_INPUT, FAILED, INTERRUPTED, complain, explained, read_table
+
+if TYPE_CHECKING:
+    from egoscale.sweep.ledger import RunFolder
+
+VERBS = ("init", "check", "doctor", "catalog", "train", "sweep", "fit", "report", "run")
+
+
+class Story(TyperGroup):
+    """The help lists the verbs in the order in which a study needs them."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        return list(VERBS)
+
+
+app = typer.Typer(
+    cls=Story,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="How much robot success does another thousand hours of first-person video buy?\n\n"
+    "[bold]init[/] copies the definitions, [bold]check[/] proves them, [bold]catalog[/] counts the hours, "
+    "[bold]train[/] does one stage, [bold]sweep[/] the whole grid, [bold]fit[/] finds the law, "
+    "[bold]report[/] shows it.",
+)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass  # `main` reads the option, so that it may stand anywhere on the line
+
+
+@app.command()
+def init(directory: Annotated[Path, typer.Argument(help="Where to put the copies.")] = Path()) -> None:
+    """Copy recipes, tokenizers, Slurm profiles and analyses to a folder, to be edited."""
+    from egoscale.resources import copy_share
+
+    written = copy_share(directory)
+    print(f"{len(written)} files written to {directory.resolve()}; nothing that was there was changed")
+    print("next: egoscale doctor; egoscale check; egoscale sweep run sweeps/tabletop")
+
+
+@app.command()
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Definitions; none = all that are found here.")
+    ] = None,
+    overrides: Sets = None,
+) -> None:
+    """Check definitions, and print the resolved recipe of those that are named."""
+    from egoscale.resources import KINDS, find
+    from egoscale.resources import names as known
+
+    if names:
+        for name in names:
+            print(checked(find_any(name), overrides or []), end="")
+        return
+    if overrides:
+        raise ValueError("--set needs the name of a definition")
+    paths = [find(kind, name) for kind in KINDS for name in known(kind)]
+    faults = []
+    for path in paths:
+        try:
+            checked(path)
+            print(f"ok  {path}")
+        except (ValueError, FileNotFoundError) as error:
+            faults.append(str(error))
+            print(f"BAD {path}")
+    print(f"{len(paths)} definitions, {len(faults)} with faults")
+    if faults or not paths:
+        raise ValueError(
+            "\n".join(faults) or "no definitions found: `egoscale init` copies the shipped ones here"
+        )
+
+
+@app.command()
+def doctor(root: Root = Path("runs")) -> None:
+    """Look at this machine: versions, rendering, decoders, GPU, disk, tracking, threads; with remedies."""
+    from egoscale.doctor import examine, show
+
+    if not show(examine(root)):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe of one stage: a path or a name.")],
+    overrides: Sets = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=RUN", help="An input run, as encode=runs/encode/ab12."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    root: Root = Path("runs"),
+) -> None:
+    """Do one stage in a run folder of its own; `--dry-run` prints parameters, FLOPs, steps, hours, memory."""
+    from egoscale.recipe import load_recipe
+    from egoscale.resources import find
+    from egoscale.sweep.ledger import RunFolder
+
+    read = load_recipe(find("recipes", recipe), overrides or [])
+    if read.stage == "sweep":
+        raise ValueError(
+            f"{recipe} is a sweep: `egoscale sweep run {recipe}`, or `egoscale sweep plan {recipe}` first"
+        )
+    if dry_run:
+        for line in stages().dry_run(read):
+            print(line)
+        return
+    named = dict(_named_input(text) for text in inputs or [])
+    for source in named.values():
+        if source.root != root.resolve():
+            raise ValueError(
+                f"{source.path}: inputs must lie below --root {root.resolve()}, as the new run will"
+            )
+    run = RunFolder.create(root.resolve(), read, named)
+    execute(run)
+    print(run.path)
+
+
+@app.command()
+def run(folder: Annotated[Path, typer.Argument(help="A run folder: runs/<stage>/<key>.")]) -> None:
+    """Run one existing run folder to its end (what a sweep and a cluster job do)."""
+    from egoscale.sweep.ledger import RunFolder
+
+    opened = RunFolder.open(folder)
+    execute(opened)
+    print(f"{opened} is done")
+
+
+@app.command()
+def fit(
+    study: Annotated[str, typer.Argument(help="A study: a path to study.toml, or a name such as tabletop.")],
+    table: Annotated[Path, typer.Option("--table", help="The table of cells (.csv or .parquet).")],
+    out: Annotated[Path | None, typer.Option(help="Also write the fits as JSON.")] = None,
+) -> None:
+    """Fit the laws of a study to a table: estimates, intervals, held-out size, warnings. Needs no torch."""
+    import json
+
+    from egoscale.resources import find
+    from egoscale.scaling import fit_study, load_study
+
+    fits = fit_study(read_table(table), load_study(find("analysis", study)))
+    print("\n\n".join(one.summary() for one in fits))
+    if out is not None:
+        out.write_text(json.dumps([one.to_json() for one in fits], indent=1) + "\n")
+    if all(one.refused_ is not None for one in fits):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def report(recipe: Sweep, overrides: Sets = None, root: Root = Path("runs")) -> None:
+    """Fit the finished part of a sweep again and write its report."""
+    conclude(planned(recipe, overrides), root)
+
+
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(sweep_app, name="sweep")
+
+
+def find_any(name: str) -> Path:
+    """A definition of any kind; the error of the likeliest kind where there is none."""
+    from egoscale.resources import KINDS, find
+
+    errors = []
+    for kind in KINDS:
+        try:
+            return find(kind, name)
+        except FileNotFoundError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def checked(path: Path, overrides: Sequence[str] = ()) -> str:
+    """Validate one definition by what it is; the resolved text."""
+    from egoscale.recipe import load_recipe, load_toml, resolved_toml
+
+    if path.name == "study.toml":
+        from egoscale.scaling.study import load_study
+
+        return resolved_toml(load_study(path))
+    if "profiles" in path.parts:  # profiles are read by the cluster's side of the sweep
+        from egoscale.definition import to_toml
+
+        return to_toml(load_toml(path))
+    recipe = load_recipe(path, overrides)
+    if recipe.stage == "sweep":
+        from egoscale.sweep.plan import plan
+
+        plan(recipe)
+    return resolved_toml(recipe)
+
+
+def _named_input(text: str) -> tuple[str, RunFolder]:
+    from egoscale.sweep.ledger import RunFolder
+
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise ValueError(f"--input {text}: write NAME=RUN, as in encode=runs/encode/ab12cd34ef56")
+    source = RunFolder.open(path)
+    if source.state() != "done":
+        raise ValueError(
+            f"--input {text}: that run is {source.state()}, not done; `egoscale run {path}` first"
+        )
+    return name, source
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: one paragraph for an error (a traceback with --debug) and a meaning exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        code = app([word for word in words if word != "--debug"], standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        complain("stopped; what is finished is kept")
+        code = INTERRUPTED
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
+            error.show()
+            code = BAD_INPUT
+        elif debug:
+            raise
+        else:
+            code = explained(error)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

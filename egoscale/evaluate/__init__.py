@@ -1,0 +1,1 @@
+"""Measures: success in closed loop, and how well a world model predicts held-out video."""

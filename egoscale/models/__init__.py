@@ -1,0 +1,1 @@
+"""The networks: one space-time block, four models. Torch alone; no ranks, no files, no recipes."""

@@ -1,0 +1,78 @@
+"""The table of contents: the name of a stage -> the function that does it. The one place where the rooms meet.
+
+A stage reads the folders of its inputs and writes into its own; what it returns becomes `result.json`. Stages are
+imported when they run: drawing conclusions from finished runs needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from egoscale.stages.conclusion import Conclusion, conclude
+from egoscale.sweep.ledger import RunFolder
+
+STAGES: Mapping[str, str] = {
+    "film": "recording:film",
+    "teleop": "recording:teleop",
+    "catalog": "collecting:catalog",
+    "select": "collecting:select",
+    "subset": "collecting:subset",
+    "tokenizer": "tokenizing:tokenizer",
+    "encode": "encoding:encode",
+    "latent-action": "latent_actions:latent_action",
+    "world": "worlds:world",
+    "finetune": "finetuning:finetune",
+    "evaluate": "evaluating:evaluate",
+}
+MODULES = tuple(sorted({f"{__name__}.{place.split(':')[0]}" for place in STAGES.values()}))
+
+
+def stage(name: str) -> Callable[[Any], dict[str, Any]]:
+    """The function of a stage."""
+    module, function = STAGES[name].split(":")
+    found: Callable[[Any], dict[str, Any]] = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    return found
+
+
+def execute(run_path: str, report: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    """Run one run folder to its end, whatever state it is in; a finished one is left alone.
+
+    Started by several ranks together (`srun`, `torchrun`), all work and rank 0 writes.
+
+    Raises:
+        ValueError: an input is not finished, or bad input of the stage itself.
+        RunLockedError: another process works on this run.
+    """
+    from egoscale.stages.work import Work
+    from egoscale.train.ranks import address
+
+    run = RunFolder.open(run_path)
+    found = address(os.environ)
+    if found is not None and found[0].rank:
+        stage(run.stage)(Work.of(run, None))
+        return
+    if run.result() is not None:
+        return
+    for name, source in run.inputs().items():
+        if source.result() is None:
+            raise ValueError(
+                f"{run}: its input {name!r} ({source}) is {source.state()}, not done: finish that run first"
+            )
+    with run.lock():
+        run.event("start")
+        result = stage(run.stage)(Work.of(run, report))
+        run.finish(result)
+        run.event("end")
+
+
+def dry_run(recipe: Any) -> list[str]:
+    """What a training stage would cost, a line a number; needs no GPU and no data."""
+    from egoscale.stages.dry import cost
+
+    return cost(recipe)
+
+
+__all__ = ["MODULES", "STAGES", "Conclusion", "conclude", "dry_run", "execute", "stage"]

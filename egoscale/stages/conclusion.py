@@ -1,0 +1,185 @@
+"""From finished runs to the law, its figures and the report; read from run folders, without torch."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from egoscale.recipe import SweepRecipe
+from egoscale.resources import find
+from egoscale.scaling import Fit, fit_study, fit_tasks, load_study
+from egoscale.scaling.plot import loss_figure, save, success_figure, tasks_figure
+from egoscale.scaling.report import Clip, Curve, RunsInfo, cell_links, write_report
+from egoscale.sweep.ledger import collect
+from egoscale.sweep.plan import Plan
+
+CURVES = {"tokenizer": "psnr_db", "latent-action": "unexplained", "world": "agent", "finetune": "loss"}
+PACKAGES = ("egoscale", "torch", "deepspeed", "decord", "av", "datasets", "polars", "statsmodels", "mlflow", "mujoco")
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """The law in one line, a table of cells, and the path of the report."""
+
+    lines: tuple[str, ...]
+    report_path: Path
+    fits: tuple[Fit, ...]
+
+
+def conclude(sweep: SweepRecipe, plan: Plan, root: Path) -> Conclusion:
+    """Collect the table of a sweep, fit its study, write table, fits, figures and report below `root`."""
+    study = load_study(find("analysis", sweep.study))
+    table = collect(root, plan.jobs.values())
+    fits = fit_study(table, study)
+    out = root / "report" / sweep.name
+    out.mkdir(parents=True, exist_ok=True)
+    table.write_parquet(out / "table.parquet")
+    table.write_csv(out / "table.csv")
+    (out / "fit.json").write_text(json.dumps([fit.to_json() for fit in fits], indent=1) + "\n")
+    success = [fit for fit in fits if fit.law.outcome == "success"]
+    lead = success[0]
+    figures = {"success": success_figure(table, lead, study, success[1:], cell_links(table))}
+    if study.success.tasks:
+        figures["tasks"] = tasks_figure(table, fit_tasks(table, study, lead.group), study)
+    losses = [fit for fit in fits if fit.law.outcome == "loss" and fit.group == lead.group]
+    if study.loss is not None and losses:
+        figures["loss"] = loss_figure(table, losses, study)
+    for name, figure in figures.items():
+        save(figure, out / name)
+    path = write_report(
+        out / "report.html",
+        table,
+        fits,
+        study,
+        figures,
+        _runs_info(sweep, plan, root),
+        list(_curves(plan, root)),
+        list(_clips(sweep, plan, root)),
+    )
+    return Conclusion((lead.sentence(), _text_table(table)), path, tuple(fits))
+
+
+def _text_table(table: pl.DataFrame) -> str:
+    """Success per cell, seeds side by side: a row per arm, hours and demonstrations."""
+    rows = []
+    keys = ["arm", "hours", "demos"]
+    for (arm, hours, demos), cells in table.group_by(keys, maintain_order=True):
+        done = cells.drop_nulls("trials")
+        seeds = "  ".join(f"{s / n:4.0%}" for s, n in done.select("successes", "trials").rows())
+        successes, trials = done["successes"].sum(), done["trials"].sum()
+        loss = done["prior_loss"].mean()
+        shown = f"{successes / trials:6.1%} of {trials}" if trials else "missing"
+        learned = f"{loss:.3f}" if loss is not None else "-"
+        rows.append(f"{arm!s:8} {hours:>6g} h {demos:>5} demos   {shown:16}  unexplained {learned:6}  by seed {seeds}")
+    return "\n".join(rows)
+
+
+def _curves(plan: Plan, root: Path) -> Iterator[Curve]:
+    for job in plan.jobs.values():
+        metric = CURVES.get(job.stage)
+        file = job.run(root).path / "metrics.jsonl"
+        if metric is None or not file.is_file():
+            continue
+        points = [json.loads(line) for line in file.read_text().splitlines()]
+        points = [point for point in points if metric in point]
+        labels = job.labels
+        words = [f"{labels['hours']:g} h"] if "hours" in labels else []
+        words += [f"{labels['demos']} demos"] if "demos" in labels else []
+        words += [f"seed {labels['seed']}"] if "seed" in labels else []
+        words += [str(labels["arm"])] if labels.get("arm", "latent") != "latent" else []
+        yield Curve(
+            job.stage,
+            job.key,
+            ", ".join(words) or job.stage,
+            metric,
+            [float(point["step"]) for point in points],
+            [float(point[metric]) for point in points],
+            float(labels.get("hours", 0.0)),
+        )
+
+
+def _clips(sweep: SweepRecipe, plan: Plan, root: Path) -> Iterator[Clip]:
+    """Rollouts of the least and the most video, at the largest number of demonstrations and the first seed."""
+    seeds, demos = min(sweep.grid.seeds), max(sweep.grid.demos)
+    for hours in (min(sweep.grid.hours), max(sweep.grid.hours)):
+        for job in plan.cells:
+            labels = job.labels
+            if (labels["arm"], labels["hours"], labels["demos"], labels["seed"]) != ("latent", hours, demos, seeds):
+                continue
+            run = job.run(root)
+            for shown in (run.result() or {}).get("rollouts", []):
+                outcome = "succeeds" if shown["success"] else "fails"
+                imagined = shown["imagined"]
+                yield Clip(
+                    hours,
+                    f"{shown['instruction']}: {outcome}",
+                    run.path / shown["real"],
+                    run.path / imagined if imagined else None,
+                )
+
+
+def _runs_info(sweep: SweepRecipe, plan: Plan, root: Path) -> RunsInfo:
+    counts: dict[str, int] = {}
+    for job in plan.jobs.values():
+        state = job.run(root).state()
+        counts[state] = counts.get(state, 0) + 1
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    recipe = {
+        "tokenizer": f"{_training(sweep.tokenizer)}, on {sweep.tokenizer_hours:g} h and unlabelled robot video; "
+        "trained once and shared by all sizes",
+        "latent actions": f"{_training(sweep.latent_action)}, {sweep.latent_action.model.action_dim} numbers",
+        "world model": _training(sweep.world),
+        "policy": _training(sweep.finetune),
+        "trials": f"{sweep.evaluate.num_episodes} episodes a policy, the same for all",
+    }
+    facts = {
+        "video": f"{_filmed(plan, root)}",
+        "finished": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "machine": f"{platform.processor() or platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "commit": _commit(),
+    }
+    return RunsInfo(recipe, versions, sweep.grid.seeds, counts, {k: v for k, v in facts.items() if v})
+
+
+def _training(recipe: Any) -> str:
+    return f"{recipe.train.num_steps} steps of {recipe.train.batch_size} samples"
+
+
+def _filmed(plan: Plan, root: Path) -> str:
+    for job in plan.jobs.values():
+        if job.stage == "film":
+            result = job.run(root).result() or {}
+            return f"simulated: {result.get('num_takes')} takes, {result.get('hours', 0):.2f} h, decoded from mp4"
+    return ""
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+__all__ = ["Conclusion", "conclude"]

@@ -1,0 +1,127 @@
+"""The latent-action stage: unlabelled pairs of frames -> weights and a quality gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from egoscale.models.flops import latent_action_flops
+from egoscale.models.latent_action import LatentActionModel
+from egoscale.recipe import LatentActionRecipe
+from egoscale.stages.models import described
+from egoscale.stages.work import Work
+from egoscale.train.order import draws, normal
+from egoscale.video.clips import WindowTable
+from egoscale.video.latents import LatentShards
+
+GATE_PAIRS = 512
+SCALE_PAIRS = 1024
+
+
+def clips_of(subset: Path, which: str, shards: LatentShards) -> list[str]:
+    """Clip ids of a subset ("manifest" or "heldout") that have latents."""
+    known = set(shards.clip_ids)
+    return [clip for clip in pl.read_parquet(subset / f"{which}.parquet")["clip_id"].to_list() if clip in known]
+
+
+def windows_of(shards: LatentShards, clips: list[str], min_frames: int) -> WindowTable:
+    """Windows of `min_frames` frames in these clips."""
+    return WindowTable(clips, [shards.num_frames(clip) for clip in clips], min_frames)
+
+
+class Pairs:
+    """Two frames of one take, a random and recorded number of frames apart, drawn by arithmetic."""
+
+    def __init__(self, shards: LatentShards, clips: list[str], max_stride_frames: int) -> None:
+        self.shards, self.max_stride_frames = shards, max_stride_frames
+        self.table = windows_of(shards, clips, 2)
+
+    def places(self, u: NDArray[np.float64]) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+        """Clip, first frame and stride for numbers [B, 2] in [0, 1). Pairs never leave a take, so never cross a cut."""
+        clip, first = self.table.locate(u[:, 0])
+        names = [self.table.clip_ids[i] for i in clip]
+        left = np.array([self.shards.num_frames(name) for name in names]) - 1 - first
+        stride = 1 + (u[:, 1] * np.minimum(left, self.max_stride_frames)).astype(np.int64)
+        return names, first, stride
+
+    def at(self, u: NDArray[np.float64]) -> dict[str, Tensor]:
+        names, first, stride = self.places(u)
+        frames = [self.shards.window(n, int(f), int(s) + 1)[[0, -1]] for n, f, s in zip(names, first, stride, strict=True)]
+        pair_B2ND = torch.from_numpy(np.stack(frames))
+        return {"first": pair_B2ND[:, 0], "second": pair_B2ND[:, 1], "stride": torch.from_numpy(stride)}
+
+
+def latent_action(work: Work) -> dict[str, Any]:
+    """Train on the subset's takes; gate on the held-out ones."""
+    recipe = work.recipe(LatentActionRecipe)
+    subset = work.input("subset")
+    shards = LatentShards.open(work.input("encode") / "video")
+    pairs = Pairs(shards, clips_of(subset, "manifest", shards), recipe.max_stride_frames)
+    held = Pairs(shards, clips_of(subset, "heldout", shards), recipe.max_stride_frames)
+    spec, batch_size, seed = recipe.model, recipe.train.batch_size, recipe.seed
+    given = {
+        **spec.model_dump(exclude={"beta_warmup_fraction"}),
+        "num_latents": shards.num_tokens,
+        "latent_dim": shards.dim,
+        "max_stride_frames": recipe.max_stride_frames,
+    }
+    torch.manual_seed(seed)
+    model = LatentActionModel(**given)
+    sample = pairs.at(draws(seed, "latent-action/scale", 0, SCALE_PAIRS, 2))
+    model.change_scale.copy_(model.weighted(sample["first"], sample["second"], sample["first"])[1].mean())
+    anneal = max(1, round(spec.beta_warmup_fraction * recipe.train.num_steps))
+
+    def batch_at(step: int) -> dict[str, Tensor]:
+        return {
+            **pairs.at(draws(seed, "latent-action", step, batch_size, 2)),
+            "noise": torch.from_numpy(normal(seed, "latent-action", step, (batch_size, spec.action_dim))),
+            "beta_scale": torch.full((batch_size,), min(1.0, (step + 1) / anneal)),
+        }
+
+    seen = held.at((np.arange(2 * GATE_PAIRS).reshape(-1, 2) * 0.618033988749895 + 0.5) % 1)
+
+    def gate(trained: nn.Module) -> dict[str, float]:
+        assert isinstance(trained, LatentActionModel)
+        return quality(trained, {name: tensor.to(trained.change_scale.device) for name, tensor in seen.items()})
+
+    return work.train(
+        model,
+        recipe.train,
+        batch_at,
+        seed,
+        described(LatentActionModel, given),
+        validate=gate,
+        batch_ids=lambda step: pairs.places(draws(seed, "latent-action", step, batch_size, 2))[0],
+        forward_flops_per_sample=latent_action_flops(given),
+        frames_per_sample=2,
+    )
+
+
+def quality(model: LatentActionModel, pairs: dict[str, Tensor]) -> dict[str, float]:
+    """The gate, on held-out pairs.
+
+    heldout_unexplained: error of the rebuilt frame over the error of "nothing changed" (1 = the code says nothing).
+    heldout_shuffled: the same with the codes of other pairs; near heldout_unexplained, the decoder ignores the code.
+    heldout_kl_nats, heldout_active_dims: size of the code (KL above .1 nat = active).
+    heldout_still: the code's length for a frame paired with itself over its length for real pairs; near 1, the code
+    describes the scene instead of the change (appearance leak).
+    """
+    first, second, stride = pairs["first"].float(), pairs["second"].float(), pairs["stride"]
+    mean, log_variance = model.encode(first, second)
+    kl_A = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(0)
+    error, still = model.weighted(first, second, model.decode(first, mean, stride))
+    shuffled, _ = model.weighted(first, second, model.decode(first, mean.roll(1, 0), stride))
+    itself, _ = model.encode(first, first)
+    return {
+        "heldout_unexplained": float(error.mean() / still.mean()),
+        "heldout_shuffled": float(shuffled.mean() / still.mean()),
+        "heldout_kl_nats": float(kl_A.sum()),
+        "heldout_active_dims": float((kl_A > 0.1).sum()),
+        "heldout_still": float((itself - itself.mean(0)).norm(dim=1).mean() / (mean - mean.mean(0)).norm(dim=1).mean()),
+    }

@@ -1,0 +1,58 @@
+"""Models from recipes, and trained models from the folders of their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from egoscale.models.dynamics import WorldModel
+from egoscale.models.latent_action import LatentActionModel
+from egoscale.models.policy import ActionSlot, Policy
+from egoscale.models.video_tokenizer import VideoTokenizer
+from egoscale.stages.work import WEIGHTS
+from egoscale.train.checkpoint import load_weights
+from egoscale.train.engine import bf16_speedup
+
+KINDS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind for kind in (VideoTokenizer, LatentActionModel, WorldModel, ActionSlot)
+}
+
+
+def described(kind: type[nn.Module], arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """config.json of a model: its class, its arguments, and what else its users need."""
+    return {"model": kind.__name__, "arguments": arguments, **more}
+
+
+def load(folder: Path, kind: str, part: str = "") -> tuple[Any, dict[str, Any]]:
+    """The trained model of a run, in evaluation mode, and its config.
+
+    Raises:
+        FileNotFoundError, ValueError: no weights, or weights of another model.
+    """
+    state, config = load_weights(folder / part / WEIGHTS)
+    if config.get("model") != kind:
+        raise ValueError(f"{folder}: holds a {config.get('model')}, expected a {kind}")
+    model = KINDS[kind](**config["arguments"])
+    model.load_state_dict(state)
+    return model.eval(), config
+
+
+def load_policy(folder: Path) -> tuple[Policy, dict[str, Any]]:
+    """The policy of a fine-tuning run, with its world model inside."""
+    state, config = load_weights(folder / WEIGHTS)
+    policy = Policy(WorldModel(**config["world"]), **config["arguments"])
+    policy.load_state_dict(state)
+    return policy.eval(), config
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """No gradients; bf16 where this device multiplies it clearly faster."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16_speedup(device) > 1.3):
+        yield

@@ -1,0 +1,234 @@
+"""From a grid to jobs: one job for each different question, shared ones once, inputs before users.
+
+    film -> catalog -> select -> subset(h, s) -> latent-action(h, s) -> world(h, s) -> finetune(h, d, s)
+                          |                           |                                        |
+    teleop ---------------+-> tokenizer -> encode ----+                                    evaluate
+
+A cell with 0 hours is fine-tuned from scratch. Labelled hands (arm "hand") need no latent actions; their
+world model reads the film. Somebody's own video (`catalog.sources` with paths) needs no film.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from egoscale.recipe import RecipeError, StageRecipe, SweepRecipe, TrainSpec
+from egoscale.sweep.ledger import RunFolder, run_key
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run that must exist: what to do (`recipe`), from what (`inputs`), and for which cell (`labels`)."""
+
+    recipe: StageRecipe
+    inputs: dict[str, Job] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)  # arm, hours, demos, seed, as far as they apply
+
+    @property
+    def stage(self) -> str:
+        return self.recipe.stage
+
+    @cached_property
+    def key(self) -> str:
+        return run_key(self.recipe, {name: job.key for name, job in self.inputs.items()})
+
+    @cached_property
+    def weight(self) -> float:
+        """Rough seconds on one core, to order jobs and to begin the estimate of the time left."""
+        return weight(self.recipe)
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.key}"
+
+    def title(self) -> str:
+        """The job for a person: "world latent, 0.25 h, seed 1"."""
+        units = {"hours": "{:g} h", "demos": "{} demos", "seed": "seed {}"}
+        parts = [units.get(name, "{}").format(value) for name, value in self.labels.items()]
+        return f"{self.stage} {', '.join(parts)}".rstrip()
+
+    def run(self, root: Path) -> RunFolder:
+        """Where the run is, whether it exists or not."""
+        return RunFolder(root / self.stage / self.key)
+
+    def create(self, root: Path) -> RunFolder:
+        """The run folder, made if need be."""
+        return RunFolder.create(root, self.recipe, {name: job.run(root) for name, job in self.inputs.items()})
+
+    def ancestry(self) -> dict[str, Job]:
+        """This job and all before it by stage; of two subsets, the one that the world model saw."""
+        found: dict[str, Job] = {}
+
+        def visit(job: Job) -> None:
+            found.setdefault(job.stage, job)
+            for name in sorted(job.inputs, key=lambda name: name == "tokenizer"):
+                visit(job.inputs[name])
+
+        visit(self)
+        if "world" in found:
+            found["subset"] = found["world"].inputs["subset"]
+        else:
+            found.pop("subset", None)  # from scratch: the tokenizer's subset is not this row's video
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All jobs of a sweep by key, inputs before users; the cells are its evaluate jobs, a row each."""
+
+    sweep: SweepRecipe
+    jobs: dict[str, Job]
+    cells: tuple[Job, ...]
+
+    def users(self) -> dict[str, list[str]]:
+        """Keys of the jobs that read each job."""
+        users: dict[str, list[str]] = {key: [] for key in self.jobs}
+        for key, job in self.jobs.items():
+            for source in {source.key for source in job.inputs.values()}:
+                users[source].append(key)
+        return users
+
+
+def plan(sweep: SweepRecipe) -> Plan:
+    """The jobs of a sweep. RecipeError where the grid asks for what cannot be."""
+    _check(sweep)
+    jobs: dict[str, Job] = {}
+
+    def job(recipe: StageRecipe, labels: dict[str, Any] | None = None, **inputs: Job | None) -> Job:
+        named = {name.replace("_", "-"): source for name, source in inputs.items() if source is not None}
+        made = Job(recipe, named, labels or {})
+        return jobs.setdefault(made.key, made)
+
+    video = job(sweep.film) if _filmed(sweep) else None
+    demos = job(sweep.teleop)
+    catalog = job(sweep.catalog, video=video)
+    select = job(sweep.select, catalog=catalog)
+
+    def subset(hours: float, seed: int) -> Job:
+        recipe = sweep.subset.model_copy(update={"hours": hours, "seed": seed})
+        return job(recipe, {"hours": hours, "seed": seed}, select=select)
+
+    tokenizer = job(sweep.tokenizer, subset=subset(sweep.tokenizer_hours, 0), select=select, demos=demos)
+    encode = job(sweep.encode, tokenizer=tokenizer, select=select, demos=demos)
+
+    def pretrained(arm: str, hours: float, seed: int) -> tuple[Job, Job | None]:
+        """The world model of a cell and the latent actions it was trained on (none for labelled hands)."""
+        clips = subset(hours, seed)
+        seen = {"hours": hours, "seed": seed}
+        latent = None
+        if arm == "latent":
+            recipe = sweep.latent_action.model_copy(update=seen)
+            latent = job(recipe, seen, encode=encode, subset=clips)
+        hands = video if arm == "hand" else None
+        return (
+            job(
+                sweep.world.model_copy(update={"actions": arm, **seen}),
+                {"arm": arm, **seen},
+                encode=encode,
+                subset=clips,
+                latent_action=latent,
+                video=hands,
+            ),
+            latent,
+        )
+
+    cells = []
+    for arm, hours, num_demos, seed in _cells(sweep):
+        labels = {"arm": arm, "hours": hours, "demos": num_demos, "seed": seed}
+        world, latent = pretrained(arm, hours, seed) if hours > 0 else (None, None)
+        recipe = sweep.finetune.model_copy(update={"num_demos": num_demos, "seed": seed, "arm": arm})
+        policy = job(
+            recipe, labels, encode=encode, demos=demos, tokenizer=tokenizer, world=world, latent_action=latent
+        )
+        cells.append(job(sweep.evaluate, labels, finetune=policy, tokenizer=tokenizer))
+    return Plan(sweep, jobs, tuple(dict.fromkeys(cells)))
+
+
+def _cells(sweep: SweepRecipe) -> Iterator[tuple[str, float, int, int]]:
+    """(arm, hours, demos, seed) of every row. Without video the arms are the same: 0 hours comes once."""
+    grid = sweep.grid
+    for arm in grid.arms:
+        for hours in sorted(set(grid.hours)):
+            if hours == 0 and arm != ("latent" if "latent" in grid.arms else grid.arms[0]):
+                continue
+            for num_demos in sorted(set(grid.demos)):
+                for seed in grid.seeds:
+                    yield arm, hours, num_demos, seed
+    for num_demos in sorted(set(grid.scratch_demos)):
+        for seed in grid.seeds:
+            yield "scratch", 0.0, num_demos, seed
+
+
+def _filmed(sweep: SweepRecipe) -> bool:
+    return any(not source.path for source in sweep.catalog.sources)
+
+
+def _check(sweep: SweepRecipe) -> None:
+    """What no single key can be checked for: numbers of the grid against each other and against the data."""
+    grid, name = sweep.grid, f"sweep {sweep.name!r}"
+    for key in ("hours", "demos", "seeds", "arms"):
+        values = getattr(grid, key)
+        if not values or len(set(values)) != len(values):
+            raise RecipeError(
+                f"{name}: key `grid.{key}` = {list(values)}: must list one value or more, each once"
+            )
+    if not all(0 <= hours < float("inf") for hours in grid.hours):
+        raise RecipeError(
+            f"{name}: key `grid.hours` = {list(grid.hours)}: hours are 0 (from scratch) or more"
+        )
+    asked = max((*grid.demos, *grid.scratch_demos))
+    if min((*grid.demos, *grid.scratch_demos)) < 1 or asked > sweep.teleop.num_demos:
+        raise RecipeError(
+            f"{name}: keys `grid.demos` = {list(grid.demos)} and `grid.scratch_demos` = "
+            f"{list(grid.scratch_demos)}: must lie in 1..{sweep.teleop.num_demos}, the number recorded; "
+            f"raise `teleop.num_demos` to {asked}"
+        )
+    if not sweep.catalog.sources:
+        raise RecipeError(f'{name}: key `catalog.sources` is empty: name a folder, or path = "" for the film')
+    if "hand" in grid.arms and not _filmed(sweep):
+        raise RecipeError(
+            f'{name}: key `grid.arms` has "hand", which needs the tracked hands of the film; '
+            'take "hand" out, or give `catalog.sources` an entry with path = ""'
+        )
+    if all(
+        not source.path for source in sweep.catalog.sources
+    ):  # of somebody's own video the hours are not known yet
+        # Held-out people and held-out scenes are drawn apart, so both shares are lost.
+        left = (1 - sweep.subset.holdout_participants) * (1 - sweep.subset.holdout_scenes)
+        largest = max((*grid.hours, sweep.tokenizer_hours))
+        if largest > sweep.film.hours * left:
+            raise RecipeError(
+                f"{name}: key `film.hours` = {sweep.film.hours:g}: after holding out people and scenes about "
+                f"{sweep.film.hours * left:.3g} h are left to train on, but `grid.hours` and "
+                f"`tokenizer_hours` ask for {largest:g} h; film at least {largest / left * 1.02:.3g} h"
+            )
+
+
+def weight(recipe: Any) -> float:
+    """Seconds on one core, to an order of magnitude (a laptop's rates; real durations soon replace them)."""
+
+    def training(spec: TrainSpec, frames: int) -> float:
+        return spec.num_steps * spec.batch_size * frames * 5e-4
+
+    match recipe.stage:
+        case "film":
+            return float(recipe.hours * 3600 * recipe.fps_hz / 750)
+        case "teleop":
+            return float(recipe.num_demos * 0.02 + 2)
+        case "tokenizer":
+            return training(recipe.train, recipe.window_frames)
+        case "encode":
+            return 30.0
+        case "latent-action":
+            return training(recipe.train, 2)
+        case "world":
+            return training(recipe.train, recipe.model.context_frames)
+        case "finetune":
+            both = [recipe.train, recipe.world_train] if recipe.world_train else [recipe.train]
+            return sum(training(spec, recipe.world.context_frames) for spec in both)
+        case "evaluate":
+            return float(recipe.num_episodes * 0.1 + 2)
+    return 3.0

@@ -1,0 +1,2 @@
+"""Training: ranks, engine, order of data, checkpoints, guards, throughput, the loop, and the mirror into
+MLflow."""

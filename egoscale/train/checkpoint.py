@@ -1,0 +1,262 @@
+"""Checkpoints that are whole or absent, and weights as files.
+
+    checkpoints/latest                  name of the newest
+    checkpoints/step-00000200/          manifest.json: step, identity, size and checksum of each file
+    checkpoint_step                     beside them: a checkpoint of this step has been written
+
+Written under a temporary name, flushed to disk, renamed, then `latest` is updated; checked on load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egoscale.train.ranks import Ranks
+
+FOLDER, MARK = "checkpoints", "checkpoint_step"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum(path: Path) -> list[int]:
+    """[bytes, CRC-32] of a file: finds what is torn or zeroed, at about a gigabyte a second."""
+    crc = size = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return [size, crc]
+
+
+def identity_hash(identity: dict[str, Any]) -> str:
+    """First 12 hex digits of SHA-256 over canonical JSON."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """Keys at which two nested dicts differ, with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted(one.keys() | other.keys())
+        return [
+            d
+            for k in keys
+            for d in differences(one.get(k), other.get(k), f"{place}.{k}" if place else str(k))
+        ]
+    return [] if one == other else [f"{place}: {one!r} in the checkpoint, {other!r} now"]
+
+
+class DamagedError(ValueError):
+    """A checkpoint is not what was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. `identity` says whose they are: another recipe's are refused."""
+
+    def __init__(
+        self, out: Path, identity: dict[str, Any], ranks: Ranks, keep_last: int, event: Callable[..., None]
+    ) -> None:
+        self.out, self.folder, self.ranks, self.keep_last, self.event = (
+            out,
+            out / FOLDER,
+            ranks,
+            keep_last,
+            event,
+        )
+        self.identity = json.loads(json.dumps(identity, default=str))  # as it will be read back
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Have `write(folder)` called on every rank, then make the folder durable and known as the latest."""
+        final = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        if self.ranks.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.ranks.barrier()
+        write(temporary)
+        self.ranks.barrier()
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        mine = files[
+            self.ranks.rank :: self.ranks.world_size
+        ]  # reading back large files is shared by all ranks
+        for path in mine:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sums = {str(path.relative_to(temporary)): checksum(path) for path in mine}
+        parts = self.ranks.gathered(sums)
+        if self.ranks.main:
+            manifest = {
+                "step": step,
+                "identity": self.identity,
+                "identity_hash": identity_hash(self.identity),
+                "world_size": self.ranks.world_size,
+                "files": {name: held for part in parts for name, held in part.items()},
+            }
+            write_text(temporary / "manifest.json", json.dumps(manifest, indent=1))
+            shutil.rmtree(final, ignore_errors=True)  # left from before a fallback to an older one
+            temporary.rename(final)
+            flush_folder(self.folder)
+            write_text(self.folder / "latest", final.name)
+            write_text(self.out / MARK, str(step))
+            older = [path for path in self._found() if path.name <= final.name]
+            ahead = [
+                path for path in self._found() if path.name > final.name
+            ]  # damaged ones that were passed over
+            for old in older[self.keep_last :] + ahead:
+                shutil.rmtree(old, ignore_errors=True)
+            self.event("save", step=step)
+        self.ranks.barrier()
+        return final
+
+    def load(self, read: Callable[[Path], Any]) -> Any:
+        """The newest whole checkpoint through `read(folder)`, called on every rank; None when the run is new.
+
+        A damaged one is passed over for the one before, with a "fallback" event. Raises FileNotFoundError
+        when a checkpoint was written and none is left whole, ValueError when it belongs to another recipe or
+        when ranks see different files.
+        """
+        chosen: tuple[str, Any] = ("", "")
+        if self.ranks.main:
+            try:
+                chosen = self._choose()
+            except (ValueError, FileNotFoundError) as error:
+                chosen = ("", error)
+        name, manifest = self.ranks.from_main(chosen)
+        if isinstance(manifest, Exception):
+            raise manifest
+        if not name:
+            return None
+        path = self.folder / name
+        try:
+            seen = self._manifest(path) == manifest
+        except DamagedError:
+            seen = False
+        if not self.ranks.all_true(seen):
+            raise ValueError(
+                f"not every rank sees {path} as rank 0 does: put the runs on a file system shared by all"
+            )
+        state = read(path)
+        self.event("resume", step=manifest["step"], checkpoint=name)
+        return state
+
+    def _found(self) -> list[Path]:
+        """Checkpoints, newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _manifest(self, path: Path) -> dict[str, Any]:
+        try:
+            manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"{path / 'manifest.json'}: {error}") from error
+        return manifest
+
+    def _checked(self, path: Path) -> dict[str, Any]:
+        """The manifest of a checkpoint whose files are as it says; raises DamagedError, or ValueError for
+        another's."""
+        manifest = self._manifest(path)
+        if path.name != f"step-{manifest['step']:08d}":
+            raise DamagedError(f"{path} says that it is of step {manifest['step']}")
+        if manifest["identity_hash"] != identity_hash(self.identity):
+            changed = "; ".join(differences(manifest["identity"], self.identity)[:5])
+            raise ValueError(
+                f"{path} belongs to another run ({changed}): start in another folder, or delete {self.folder}"
+            )
+        for name, expected in manifest["files"].items():
+            if not (path / name).is_file():
+                raise DamagedError(f"{path / name} is missing")
+            if checksum(path / name) != expected:
+                raise DamagedError(f"{path / name} has changed since it was written")
+        return manifest
+
+    def _choose(self) -> tuple[str, Any]:
+        """(name, manifest) of the newest whole checkpoint; ("", None) for a new run."""
+        candidates = [path.name for path in self._found()]
+        latest = self.folder / "latest"
+        named = latest.read_text().strip() if latest.is_file() else ""
+        if named and named not in candidates:
+            candidates.insert(0, named)
+        for name in candidates:
+            try:
+                return name, self._checked(self.folder / name)
+            except DamagedError as damage:
+                self.event("fallback", checkpoint=name, reason=str(damage))
+        mark = self.out / MARK
+        if candidates or mark.is_file():
+            step = mark.read_text() if mark.is_file() else "?"
+            raise FileNotFoundError(
+                f"{self.folder} holds no whole checkpoint, but one of step {step} was written: "
+                f"restore the folder, or delete {mark} and {self.folder} to train from the beginning"
+            )
+        return "", None
+
+
+def discard_checkpoints(out: Path) -> None:
+    """Delete the checkpoints of a finished run; its weights were exported."""
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+    (out / MARK).unlink(missing_ok=True)
+
+
+def export_weights(state_dict: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+    """Write folder `path` with weights.safetensors and config.json, whole or not at all; replaces what is
+    there."""
+    from safetensors.torch import save_file
+
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    # safetensors refuses tensors that share memory (tied weights)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+    save_file(tensors, temporary / "weights.safetensors")
+    with (temporary / "weights.safetensors").open("rb") as file:
+        os.fsync(file.fileno())
+    write_text(temporary / "config.json", json.dumps(config, indent=1, sort_keys=True))
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    flush_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(state dict on the CPU, config) from a folder that `export_weights` wrote. Raises FileNotFoundError,
+    ValueError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    weights, config = path / "weights.safetensors", path / "config.json"
+    for file in (weights, config):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: run the stage that trains it again")
+    try:
+        state: dict[str, torch.Tensor] = load_file(weights)
+        return state, json.loads(config.read_text())
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): run the stage that trains it again") from error

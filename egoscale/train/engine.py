@@ -1,0 +1,303 @@
+"""The one door to DeepSpeed: a model and a `TrainSpec` in, steps out.
+
+What DeepSpeed keeps quiet is made loud here, and what it does needlessly is left out. Measured on 0.19.8,
+torch 2.13: stage 0 in fp32 *applies* a NaN gradient (stages 1-3 skip it without a word), so stage 0 has a
+guard of its own; loading a missing folder returns (None, None); importing it imports MLflow; on CPU it
+compiles a shared-memory all-reduce that only inference uses.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from egoscale.recipe import TrainSpec
+from egoscale.train.optimizer import adamw, parameter_groups
+from egoscale.train.order import split
+from egoscale.train.ranks import Ranks
+from egoscale.train.schedule import learning_rate
+
+TAG = "engine"  # folder of DeepSpeed's files inside a checkpoint
+
+
+@cache
+def _deepspeed() -> Any:
+    """Import DeepSpeed without its baggage: no MLflow (1 s), no accelerator guessing, no C++ compilation on
+    CPU."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    hidden = (
+        "mlflow" not in sys.modules
+    )  # its autotuner imports MLflow if it can, and does without if it cannot
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import deepspeed
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        # Asked for this table, DeepSpeed runs the C compiler to fill it, and then builds shm_comm (44 s).
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.addFilter(
+        lambda record: "OVERFLOW" not in record.getMessage()
+    )  # reported by guards.py
+    for message in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", message=f".*{message}.*deprecated", category=FutureWarning)
+    return deepspeed
+
+
+def deepspeed_config(spec: TrainSpec, ranks: Ranks, num_parameters: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for this recipe and number of ranks; `spec.deepspeed` is merged over it."""
+    micro, passes = split(spec.batch_size, ranks.world_size, spec.micro_batch_size)
+    # DeepSpeed's default is the larger number: 2 GB for the smallest model. It must be even.
+    bucket = min(num_parameters + num_parameters % 2, 500_000_000)
+    config: dict[str, Any] = {
+        "train_batch_size": spec.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": passes,
+        "gradient_clipping": spec.clip_norm if spec.zero_stage else 0.0,  # stage 0: GuardedAdamW clips
+        "zero_optimization": {
+            "stage": spec.zero_stage,
+            "overlap_comm": torch.cuda.is_available(),
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+    }
+
+    def merge(below: dict[str, Any], above: dict[str, Any]) -> None:
+        for key, value in above.items():
+            if isinstance(value, dict) and isinstance(below.get(key), dict):
+                merge(below[key], value)
+            else:
+                below[key] = value
+
+    merge(config, dict(spec.deepspeed))
+    return config
+
+
+@cache
+def bf16_speedup(device: torch.device) -> float:
+    """How many times faster this device multiplies matrices in bf16 than in fp32; measured once, in about 20
+    ms."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.randn(512, 512, device=device).to(dtype)
+        times = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            (a @ a).sum().item()  # .item() waits for the device
+            times.append(time.perf_counter() - begin)
+        return min(times[1:])
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
+_live: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _forget_groups() -> None:
+    """DeepSpeed caches process groups for the life of the process; the next engine may live in another
+    group."""
+    if not _live:
+        _deepspeed().utils.groups._release_process_group_references()
+
+
+class Engine:
+    """Trains `model` (batch: dict of tensors -> dict of scalars with "loss", a mean over samples).
+
+    The model is moved to the rank's device. At stage 3 its parameters are held in pieces: read them through
+    `full_state_dict`. Loading is for a fresh engine only. `learning_rate_scale` maps a parameter's name to a
+    factor (0 = frozen).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: TrainSpec,
+        ranks: Ranks,
+        learning_rate_scale: Callable[[str], float] | None = None,
+    ) -> None:
+        self.spec, self.ranks = spec, ranks
+        self.module = model.to(ranks.device).train()
+        groups = parameter_groups(model, spec, learning_rate_scale)
+        self.num_parameters = sum(p.numel() for group in groups for p in group["params"])
+        self.config = deepspeed_config(spec, ranks, self.num_parameters)
+        self.steps = 0  # taken or skipped
+        self.learning_rate = 0.0
+        self.bad_passes: list[int] = []  # passes of the last bad step whose loss was not finite on this rank
+        self.last_step_skipped = False
+
+        faster = ranks.from_main(spec.precision == "auto" and bf16_speedup(ranks.device) > 1.3)
+        self.precision = "bf16" if spec.precision == "bf16" or faster else "fp32"
+        if self.precision == "bf16":
+            # Weights, gradients and their sums stay fp32 at every stage. DeepSpeed's own bf16 makes stage 0
+            # another optimizer than stages 1-3 (losses differ from step 2 on), and its autocast is a global
+            # of the process.
+            model.forward = torch.autocast(ranks.device.type, dtype=torch.bfloat16)(model.forward)
+
+        deepspeed = _deepspeed()
+        _forget_groups()
+        self._linear = nn.functional.linear  # stage 3 replaces it for the whole process
+        os.environ["LOCAL_RANK"] = str(ranks.local_rank)  # DeepSpeed reads it, at stage 3 in every trace
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=adamw(groups, spec), config=self.config, dist_init_required=False
+        )
+        _live.add(self)
+        if ranks.world_size == 1 and spec.zero_stage == 0:
+            self._engine.enable_backward_allreduce = False  # nobody to add to: saves a copy of the gradients
+
+    def step(self, micro_batches: list[dict[str, Tensor]]) -> dict[str, float]:
+        """One update from this rank's micro-batches; metrics averaged over micro-batches and ranks.
+
+        A loss or gradient that is not finite on any rank leaves every weight on every rank as it was; the
+        step counts all the same, so schedule and data stay together. See `last_step_skipped`, `bad_passes`.
+        """
+        wanted = self.config["gradient_accumulation_steps"]
+        if len(micro_batches) != wanted:
+            raise ValueError(f"a step takes {wanted} micro-batches on each rank, got {len(micro_batches)}")
+        self.learning_rate = learning_rate(self.spec, self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate * group["lr_scale"]
+        skipped, rows = self.skipped_steps, []
+        names: list[str] = []
+        for batch in micro_batches:
+            batch = {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in batch.items()}
+            outputs = self._engine(batch)
+            loss = outputs["loss"]
+            # An infinite loss can have finite gradients; NaN gradients make every rank skip, whatever the
+            # stage.
+            self._engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
+            self._engine.step()
+            names = names or ["loss", *sorted(set(outputs) - {"loss"})]
+            rows.append(
+                torch.stack([torch.as_tensor(outputs[n]).detach().float().to(loss.device) for n in names])
+            )
+        self.steps += 1
+        self.last_step_skipped = self.skipped_steps > skipped
+        table = torch.stack(rows)
+        means = table.mean(0)
+        if self.ranks.world_size > 1:
+            dist.all_reduce(means)
+            means /= self.ranks.world_size
+        if self.last_step_skipped:
+            self.bad_passes = [
+                i for i, value in enumerate(table[:, 0].tolist()) if not abs(value) < float("inf")
+            ]
+        norm = (
+            self._engine.get_global_grad_norm() if self.spec.zero_stage else self._optimizer._global_grad_norm
+        )
+        metrics = dict(zip(names, means.tolist(), strict=True))
+        metrics["grad_norm"] = float(norm)
+        return metrics
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that left the weights alone because a number was not finite."""
+        return int(self._engine.skipped_steps)
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        """Write weights, optimizer and `client_state` into `folder`; every rank must call this."""
+        state = {"client": client_state, "steps": self.steps, "precision": self.precision}
+        held = {**state, "world_size": self.ranks.world_size, "zero_stage": self.spec.zero_stage}
+        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={"egoscale": held}, save_latest=False)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Read what `save` wrote and return its `client_state`; every rank must call this, on a fresh engine.
+
+        Raises FileNotFoundError when nothing is there, ValueError when it was saved at another ZeRO stage, or
+        in shards for another number of ranks.
+        """
+        if self.steps:
+            raise ValueError("load into a fresh engine: DeepSpeed cannot reload one that has trained")
+        if not self.ranks.all_true((folder / TAG).is_dir()):
+            raise FileNotFoundError(f"{folder} holds no checkpoint (no folder {TAG!r} in it on some rank)")
+        path, state = None, None
+        shards = len(
+            list((folder / TAG).glob("*zero_pp_rank_*optim_states.pt"))
+        )  # one a rank at stages 1-3, else none
+        if bool(shards) == bool(self.spec.zero_stage) and shards in (0, self.ranks.world_size):
+            path, state = self._engine.load_checkpoint(str(folder), tag=TAG)
+        else:
+            was = f"at ZeRO stage 1-3 by {shards} ranks" if shards else "at ZeRO stage 0"
+            raise ValueError(
+                f"{folder} was saved {was}, and this run has zero_stage = {self.spec.zero_stage} and "
+                f"{self.ranks.world_size} ranks: go on with the same stage and number of ranks"
+            )
+        if path is None or "egoscale" not in (state or {}):
+            raise FileNotFoundError(f"DeepSpeed found no checkpoint of egoscale in {folder}")
+        held = state["egoscale"]
+        if held["zero_stage"] != self.spec.zero_stage:
+            raise ValueError(
+                f"{folder} was saved at ZeRO stage {held['zero_stage']}, this run has zero_stage = "
+                f"{self.spec.zero_stage}: go on with the same stage"
+            )
+        self.steps = held["steps"]
+        client: dict[str, Any] = held["client"]
+        return client
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """All weights and buffers in fp32 on the CPU, on rank 0; an empty dict on the others, who must call
+        it too."""
+        state: dict[str, Tensor] = {}
+        gathered = _deepspeed().zero.GatheredParameters if self.spec.zero_stage == 3 else None
+        with torch.no_grad():
+            for name, tensor in self.module.state_dict(keep_vars=True).items():
+                if gathered and isinstance(tensor, nn.Parameter):
+                    with gathered([tensor]):
+                        if self.ranks.main:
+                            state[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+                elif self.ranks.main:
+                    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                    state[name] = tensor.detach().to("cpu", dtype, copy=True)
+        return state
+
+    def close(self, whole: bool = False) -> None:
+        """Release DeepSpeed's hooks, and what it remembers of the process group, so that another engine can
+        start.
+
+        The module keeps its weights at stages 0-2; at stage 3 only if `whole`, which every rank must then ask
+        for.
+        """
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        fresh: dict[int, nn.Parameter] = {}
+        if whole and self.spec.zero_stage == 3:
+            for parameter in self.module.parameters():
+                with _deepspeed().zero.GatheredParameters([parameter]), torch.no_grad():
+                    fresh[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        engine.destroy()
+        for module in self.module.modules() if fresh else ():
+            # Stage 3 leaves parameters and tables of parameters that gather on sight: put ordinary ones in
+            # their place.
+            held = {name: p if p is None else fresh[id(p)] for name, p in module._parameters.items()}
+            module.__dict__["_parameters"] = held
+        nn.functional.linear = self._linear
+        self.module.__dict__.pop("forward", None)
+        _live.discard(self)
+        _forget_groups()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()

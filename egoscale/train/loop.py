@@ -1,0 +1,132 @@
+"""The training loop: global batches in, weights in the model, everything that can go wrong accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from egoscale.recipe import TrainSpec
+from egoscale.train.checkpoint import Checkpoints, write_text
+from egoscale.train.engine import Engine
+from egoscale.train.guards import BadSteps, Signals, leave
+from egoscale.train.order import rank_rows, rows_of, torch_seed
+from egoscale.train.ranks import Ranks
+from egoscale.train.throughput import TRAINING_FACTOR, Meter, gemm_flops_per_s, mfu
+from egoscale.train.trace import Trace
+
+
+def train(
+    model: nn.Module,
+    spec: TrainSpec,
+    batch_at: Callable[[int], dict[str, Tensor]],
+    out: Path,
+    identity: dict[str, Any],
+    ranks: Ranks,
+    event: Callable[..., None],
+    progress: Callable[[int, int, str], None] | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate_every_steps: int = 0,
+    batch_ids: Callable[[int], list[str]] | None = None,
+    learning_rate_scale: Callable[[str], float] | None = None,
+    forward_flops_per_sample: float = 0.0,
+    frames_per_sample: int = 0,
+    weights: Callable[[dict[str, Tensor]], None] | None = None,
+) -> dict[str, Any]:
+    """Train `model` in the folder `out`, from where it stopped, and leave the trained weights in it on every
+    rank.
+
+    `batch_at(step)` is the global batch of a step (dimension 0 = sample), the same on every rank; each rank
+    computes its own rows. `batch_ids(step)` names the clip of each row, for reports of bad numbers.
+    `identity` says whose checkpoints these are; its "seed", if any, seeds torch's generator anew for every
+    step. `validate(model)` runs on every rank after each `validate_every_steps` and at the end. `weights`
+    gets the full fp32 state dict on rank 0. Every rank calls this; only rank 0 writes and calls `event` and
+    `progress`.
+
+    Returns the last metrics with steps, bad_steps, samples_per_s, wait_fraction, precision, num_parameters
+    and, given the FLOPs of a forward pass, mfu. Raises Requeue or KeyboardInterrupt after saving on a signal,
+    FloatingPointError past `max_bad_steps`, FileNotFoundError or ValueError when there is something to resume
+    that cannot be resumed.
+    """
+    tell = event if ranks.main else lambda *_, **__: None
+    rows = rank_rows(spec.batch_size, ranks, spec.micro_batch_size)
+    with Signals() as signals, Engine(model, spec, ranks, learning_rate_scale) as engine:
+        if ranks.main:
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(out / "deepspeed.json", json.dumps(engine.config, indent=1))
+        checkpoints = Checkpoints(out, identity, ranks, spec.keep_last, tell)
+        state = checkpoints.load(engine.load) or {}
+        if state and state["precision"] != engine.precision:
+            tell("precision", before=state["precision"], now=engine.precision, requested=spec.precision)
+        bad = BadSteps(spec.max_bad_steps, tell, ranks, state.get("bad"))
+        trace = Trace(out / "metrics.jsonl" if ranks.main else None, state.get("trace"))
+        meter, since = Meter(**state.get("meter", {})), Meter()
+
+        def save(done: int) -> None:
+            trace.flush()
+            held = {"trace": trace.state(), "bad": bad.found, "meter": vars(meter)}
+            held["precision"] = engine.precision
+            checkpoints.save(done, lambda folder: engine.save(folder, held))
+
+        first = engine.steps
+        for step in range(first, spec.num_steps):
+            with since.waiting():
+                batch = batch_at(step)
+                parts = [rows_of(batch, part) for part in rows]
+            with since.stepping():
+                # The model's own random numbers follow the step too, so there is no generator to save.
+                torch.manual_seed(torch_seed(int(identity.get("seed", 0)), f"torch/{ranks.rank}", step))
+                metrics = engine.step(parts)
+            done = step + 1
+            last = done == spec.num_steps
+            if engine.last_step_skipped:
+                clips = batch_ids(step) if batch_ids else []
+                bad.record(done, [clip for i in engine.bad_passes for clip in clips[rows[i]]], clips)
+            else:
+                trace.add(done, metrics)
+            trace.step = done
+
+            validated = {}
+            if validate and (last or (validate_every_steps and done % validate_every_steps == 0)):
+                model.eval()
+                with torch.no_grad():
+                    validated = validate(model)
+                model.train()
+            if last or validated or done == 1 or done % spec.log_every_steps == 0:
+                rates = since.rates(spec.batch_size, frames_per_sample)
+                now = {"learning_rate": engine.learning_rate, "bad_steps": len(bad.found)}
+                trace.write(**now, **validated, **rates)
+                meter.add(since)
+                since = Meter()
+            if step == first:  # torch and DeepSpeed load half of themselves in the first step
+                meter, since = Meter(**state.get("meter", {})), Meter()
+            if progress and ranks.main:
+                progress(done, spec.num_steps, "steps")
+
+            signal = signals.agreed(ranks)
+            if signal:
+                tell("signal", signal=signal, step=done)
+                if signal != "SIGINT":
+                    tell("requeue", step=done)
+            if last or signal or done % spec.save_every_steps == 0:
+                save(done)
+            if signal:
+                leave(signal)
+
+        full = engine.full_state_dict()
+        if weights and ranks.main:
+            weights(full)
+        engine.close(whole=True)
+    result: dict[str, Any] = {**trace.last, **meter.rates(spec.batch_size, frames_per_sample)}
+    result |= {"steps": spec.num_steps, "bad_steps": len(bad.found)}
+    result |= {"precision": engine.precision, "num_parameters": engine.num_parameters}
+    if forward_flops_per_sample:
+        bound = gemm_flops_per_s(torch.bfloat16 if engine.precision == "bf16" else torch.float32)
+        result["gemm_flops_per_s"] = bound
+        flops = TRAINING_FACTOR * forward_flops_per_sample
+        result["mfu"] = mfu(flops, result["samples_per_s"] / ranks.world_size, bound)
+    return result

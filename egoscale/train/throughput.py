@@ -1,0 +1,84 @@
+"""How fast it goes, and against what: samples and frames per second, and the share of a matrix
+multiplication's speed.
+
+The bound is measured in the same process (same threads, same clock, same neighbours), not read from a table
+of devices: an unknown device is no problem and a busy machine does not flatter or blame the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+TRAINING_FACTOR = (
+    3.0  # forward + backward over forward alone: the backward pass multiplies by weights and by inputs
+)
+
+
+def gemm_flops_per_s(dtype: torch.dtype, seconds: float = 0.2, device: torch.device | None = None) -> float:
+    """Floating-point operations per second of a large square matrix multiplication: the bound of a
+    transformer.
+
+    Best of the runs that fit into `seconds`. 4,096 on a GPU, 768 on a CPU: large enough to be bound by
+    arithmetic.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = 4096 if device.type == "cuda" else 768
+    a = torch.randn(size, size, device=device).to(dtype)
+    best, begun, runs = float("inf"), time.perf_counter(), 0
+    while runs < 3 or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        product = a @ a
+        product[0, 0].item()  # waits for the device
+        if runs:  # the first run pays for warming up
+            best = min(best, time.perf_counter() - start)
+        runs += 1
+    return 2.0 * size**3 / best
+
+
+def mfu(flops_per_sample: float, samples_per_s: float, bound_flops_per_s: float) -> float:
+    """Model FLOPs utilisation in [0, 1]: arithmetic the model needs (recomputation not counted) over the
+    bound."""
+    return flops_per_sample * samples_per_s / bound_flops_per_s
+
+
+@dataclass
+class Meter:
+    """Seconds spent waiting for data and computing; the two shares of a training run that a user can act
+    upon."""
+
+    waiting_s: float = 0.0
+    stepping_s: float = 0.0
+    steps: int = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.waiting_s += time.perf_counter() - begun
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.stepping_s += time.perf_counter() - begun
+        self.steps += 1
+
+    def add(self, other: Meter) -> None:
+        """Count another interval in."""
+        self.waiting_s += other.waiting_s
+        self.stepping_s += other.stepping_s
+        self.steps += other.steps
+
+    def rates(self, batch_size: int, frames_per_sample: int = 0) -> dict[str, float]:
+        """Global samples (and frames) per second, and the share of time spent waiting for data."""
+        seconds = max(self.waiting_s + self.stepping_s, 1e-9)
+        samples_per_s = self.steps * batch_size / seconds
+        rates = {"samples_per_s": samples_per_s, "wait_fraction": self.waiting_s / seconds}
+        if frames_per_sample:
+            rates["frames_per_s"] = samples_per_s * frames_per_sample
+        return rates

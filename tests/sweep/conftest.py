@@ -1,0 +1,8 @@
+"""Makes `toy_stages` importable by name, here and in the workers of a sweep."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

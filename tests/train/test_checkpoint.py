@@ -1,0 +1,134 @@
+"""Checkpoints without an engine: whole or absent."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from egoscale.train.checkpoint import Checkpoints, discard_checkpoints, export_weights, load_weights
+from egoscale.train.ranks import Ranks
+
+IDENTITY = {"recipe": {"train": {"num_steps": 12}, "seed": 0}, "data": "abc"}
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def checkpoints(tmp_path, told):
+    def make(identity=IDENTITY, keep_last=2):
+        return Checkpoints(
+            tmp_path, identity, Ranks(0, 1, 0), keep_last, lambda name, **fields: told.append((name, fields))
+        )
+
+    return make
+
+
+def writer(text):
+    def write(folder):
+        (folder / "part").mkdir()
+        (folder / "part" / "state.txt").write_text(text)
+
+    return write
+
+
+def read(folder):
+    return (folder / "part" / "state.txt").read_text()
+
+
+def test_a_new_run_has_nothing_to_load(checkpoints, told):
+    assert checkpoints().load(read) is None and told == []
+
+
+def test_the_newest_is_loaded_and_the_last_few_are_kept(checkpoints, tmp_path, told):
+    for step in (5, 10, 15):
+        checkpoints().save(step, writer(f"state {step}"))
+    assert checkpoints().load(read) == "state 15"
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "latest",
+        "step-00000010",
+        "step-00000015",
+    ]
+    assert told[-1] == ("resume", {"step": 15, "checkpoint": "step-00000015"})
+
+
+def test_a_writer_that_dies_leaves_the_one_before(checkpoints, tmp_path):
+    checkpoints().save(5, writer("state 5"))
+
+    def die(folder):
+        writer("half")(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints().save(10, die)
+    assert checkpoints().load(read) == "state 5"
+    checkpoints().save(10, writer("state 10"))
+    assert checkpoints().load(read) == "state 10"
+    assert not list((tmp_path / "checkpoints").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "delete", "manifest", "gone"])
+def test_a_damaged_latest_falls_back(checkpoints, tmp_path, told, damage):
+    for step in (5, 10):
+        checkpoints().save(step, writer(f"state {step}"))
+    folder = tmp_path / "checkpoints" / "step-00000010"
+    file = folder / "part" / "state.txt"
+    if damage == "cut":
+        file.write_text("stat")
+    elif damage == "flip":
+        file.write_text("state 11")
+    elif damage == "delete":
+        file.unlink()
+    elif damage == "manifest":
+        (folder / "manifest.json").write_text("{")
+    else:
+        folder.rename(tmp_path / "elsewhere")
+    assert checkpoints().load(read) == "state 5"
+    assert [name for name, _ in told[2:]] == ["fallback", "resume"]
+    assert told[2][1]["checkpoint"] == "step-00000010"
+    checkpoints(keep_last=1).save(7, writer("state 7"))  # the damaged one ahead must not push this one out
+    assert checkpoints().load(read) == "state 7"
+
+
+def test_missing_checkpoints_are_an_error(checkpoints, tmp_path):
+    checkpoints().save(5, writer("state 5"))
+    (tmp_path / "checkpoints" / "step-00000005" / "part" / "state.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="one of step 5 was written: restore"):
+        checkpoints().load(read)
+    (tmp_path / "checkpoints").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="one of step 5 was written: restore"):
+        checkpoints().load(read)
+    discard_checkpoints(tmp_path)
+    assert checkpoints().load(read) is None
+
+
+def test_another_recipe_is_refused_naming_the_key(checkpoints):
+    checkpoints().save(5, writer("state 5"))
+    other = {"recipe": {"train": {"num_steps": 13}, "seed": 0}, "data": "abc"}
+    with pytest.raises(ValueError, match=r"recipe\.train\.num_steps: 12 in the checkpoint, 13 now"):
+        checkpoints(other).load(read)
+
+
+def test_weights_round_trip(tmp_path):
+    tied = torch.randn(3, 2)
+    state = {"a": tied, "b": tied, "count": torch.tensor(3)}
+    export_weights(state, {"width": 2}, tmp_path / "weights")
+    export_weights(state, {"width": 3}, tmp_path / "weights")  # replaces
+    loaded, config = load_weights(tmp_path / "weights")
+    assert config == {"width": 3} and loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_weights_that_are_not_there_or_broken(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors is missing: run the stage"):
+        load_weights(tmp_path)
+    export_weights({"a": torch.zeros(3)}, {}, tmp_path / "weights")
+    (tmp_path / "weights" / "weights.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_weights(tmp_path / "weights")
+    (tmp_path / "weights" / "config.json").write_text(json.dumps({}))

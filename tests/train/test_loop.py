@@ -1,0 +1,189 @@
+"""One process: resuming, signals, bad numbers. What they equal is an unbroken run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from egoscale.train.checkpoint import discard_checkpoints
+from egoscale.train.guards import REQUEUE_EXIT_CODE, Requeue
+
+
+def test_killed_run_equals_unbroken_run(worker, alone, start, tmp_path):
+    [process] = start("kill", tmp_path / "killed")
+    unbroken = worker.Tiny()
+    result = worker.run(tmp_path / "unbroken", alone, worker.spec(), model=unbroken)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert worker.trace(tmp_path / "killed")[-1]["step"] == 7  # past the checkpoint of step 5
+    model = worker.Tiny()
+    resumed = worker.run(tmp_path / "killed", alone, worker.spec(), model=model)
+    assert worker.trace(tmp_path / "killed") == worker.trace(tmp_path / "unbroken")
+    assert [line["step"] for line in worker.trace(tmp_path / "killed")] == list(range(1, 13))
+    for name, weight in unbroken.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+    assert resumed["loss"] == result["loss"] and resumed["steps"] == 12
+    assert resumed["samples_per_s"] > 0 and 0 <= resumed["wait_fraction"] <= 1
+    assert [e["step"] for e in worker.events(tmp_path / "killed") if e["event"] == "resume"] == [5]
+
+
+def test_finished_run_is_not_trained_again(worker, alone, tmp_path):
+    first = worker.run(tmp_path, alone, worker.spec())
+    again = worker.run(tmp_path, alone, worker.spec(), at=lambda step: pytest.fail(f"asked for step {step}"))
+    assert again == first
+    discard_checkpoints(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deepspeed.json", "events.jsonl", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signal_finishes_the_step_and_saves(worker, alone, tmp_path, number):
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Requeue) as stopped:
+        worker.run(tmp_path, alone, worker.spec(), worker.killed_at(6, number))
+    if number != signal.SIGINT:
+        assert stopped.value.code == REQUEUE_EXIT_CODE == 85
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000007"
+    kinds = [event["event"] for event in worker.events(tmp_path)]
+    assert kinds == ["save", "signal", *(["requeue"] if number != signal.SIGINT else []), "save"]
+    assert signal.getsignal(number) == handler
+    worker.run(tmp_path, alone, worker.spec())
+    assert [line["step"] for line in worker.trace(tmp_path)] == list(range(1, 13))
+
+
+def test_a_preempted_process_exits_with_the_requeue_code(start, tmp_path):
+    [process] = start("term", tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == REQUEUE_EXIT_CODE, output
+    assert output == ""  # neither DeepSpeed nor torch has anything to say
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_bad_numbers_are_skipped_and_counted(worker, alone, tmp_path, stage):
+    settings = worker.spec(zero_stage=stage, micro_batch_size=4)
+    held = {}
+
+    def weights_at_step(model):
+        held[len(held)] = model.inner.weight.detach().clone()
+        return {}
+
+    result = worker.run(
+        tmp_path, alone, settings, worker.nan_at(4), validate=weights_at_step, validate_every_steps=1
+    )
+    assert result["bad_steps"] == 1 and result["steps"] == 12
+    assert torch.equal(held[3], held[4]) and not torch.equal(held[4], held[5])
+    assert torch.isfinite(held[11]).all()
+    lines = worker.trace(tmp_path)
+    assert lines[4]["loss"] is None and lines[4]["step"] == 5 and lines[4]["bad_steps"] == 1
+    clean = worker.run(tmp_path / "clean", alone, settings)
+    assert clean["bad_steps"] == 0
+    rates = [line["learning_rate"] for line in worker.trace(tmp_path / "clean")]
+    assert [line["learning_rate"] for line in lines] == rates  # the schedule has not shifted
+    [skip] = [event for event in worker.events(tmp_path) if event["event"] == "skip"]
+    assert skip["step"] == 5 and skip["clips"] == [
+        f"clip-4-{i}" for i in range(4, 8)
+    ]  # the micro-batch of row 5
+
+
+def test_an_infinite_loss_with_finite_gradients_is_skipped(worker, alone, tmp_path):
+    class Spiked(worker.Tiny):
+        def forward(self, batch):
+            outputs = super().forward(batch)
+            return {**outputs, "loss": outputs["loss"] + torch.inf}
+
+    model = Spiked()
+    before = model.inner.weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="max_bad_steps = 2"):
+        worker.run(tmp_path, alone, worker.spec(max_bad_steps=2), model=model)
+    assert torch.equal(before, model.inner.weight)
+
+
+def test_too_many_bad_steps_stop_the_run_naming_the_clip(worker, alone, tmp_path):
+    def same_clip(step):
+        return ["broken.mp4" if i == 5 else f"clip-{step}-{i}" for i in range(8)]
+
+    settings = worker.spec(max_bad_steps=2, micro_batch_size=1)
+    with pytest.raises(FloatingPointError, match=r"3 steps.*at step 9.*broken\.mp4 \(3x\)"):
+        worker.run(tmp_path, alone, settings, worker.nan_at(2, 6, 8, 10), batch_ids=same_clip)
+    # The count of bad steps survives a restart.
+    with pytest.raises(FloatingPointError, match=r"3 steps.*at step 9"):
+        worker.run(tmp_path, alone, settings, worker.nan_at(2, 6, 8, 10), batch_ids=same_clip)
+
+
+def test_another_identity_is_refused(worker, alone, tmp_path):
+    worker.run(tmp_path, alone, worker.spec())
+    with pytest.raises(ValueError, match="recipe: 'tiny' in the checkpoint, 'other' now"):
+        worker.run(tmp_path, alone, worker.spec(), identity={"recipe": "other", "seed": 0})
+
+
+def test_another_stage_is_refused(worker, alone, tmp_path):
+    worker.run(tmp_path, alone, worker.spec())
+    with pytest.raises(ValueError, match=r"ZeRO stage 0.*zero_stage = 2"):
+        worker.run(tmp_path, alone, worker.spec(zero_stage=2))
+
+
+def test_damaged_latest_falls_back_loudly(worker, alone, tmp_path):
+    unbroken = worker.run(tmp_path / "unbroken", alone, worker.spec())
+    worker.run(tmp_path, alone, worker.spec())
+    [weights] = (tmp_path / "checkpoints" / "step-00000012").rglob("*model_states.pt")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    weights.write_bytes(content)
+    assert worker.run(tmp_path, alone, worker.spec())["loss"] == unbroken["loss"]
+    told = [event for event in worker.events(tmp_path) if event["event"] in ("fallback", "resume")]
+    assert [event["checkpoint"] for event in told] == ["step-00000012", "step-00000010"]
+    assert "has changed" in told[0]["reason"]
+    assert worker.trace(tmp_path) == worker.trace(tmp_path / "unbroken")
+
+
+def test_validation_and_weights(worker, alone, tmp_path):
+    seen, full = [], {}
+
+    def validate(model):
+        seen.append(model.training)
+        return {"heldout_loss": float(len(seen))}
+
+    model = worker.Tiny()
+    result = worker.run(
+        tmp_path,
+        alone,
+        worker.spec(zero_stage=3, precision="bf16", log_every_steps=6),
+        model=model,
+        validate=validate,
+        validate_every_steps=5,
+        weights=full.update,
+        learning_rate_scale=lambda name: 0.0 if name.startswith("inner") else 1.0,
+        forward_flops_per_sample=2.0 * 8 * 13,
+        frames_per_sample=2,
+    )
+    assert seen == [False, False, False] and result["heldout_loss"] == 3.0  # steps 5, 10 and the last
+    assert [line["step"] for line in worker.trace(tmp_path)] == [1, 5, 6, 10, 12]
+    assert result["precision"] == "bf16" and 0 < result["mfu"] < 1
+    assert result["frames_per_s"] == pytest.approx(2 * result["samples_per_s"])
+    assert result["num_parameters"] == 2 * 13 + 13 + 1
+    assert torch.equal(model.inner.weight, worker.Tiny().inner.weight)  # frozen
+    assert not torch.equal(model.outer.weight, worker.Tiny().outer.weight)
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, full[name])
+    model(worker.batch_at(0))["loss"].backward()  # an ordinary module again
+
+
+def test_config_is_derived_and_merged(worker, alone, tmp_path):
+    extra = {"zero_optimization": {"reduce_bucket_size": 77}, "steps_per_print": 10**9}
+    worker.run(tmp_path, alone, worker.spec(num_steps=1, zero_stage=1, micro_batch_size=2, deepspeed=extra))
+    config = json.loads((tmp_path / "deepspeed.json").read_text())
+    assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (8, 2)
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["zero_optimization"]["stage"] == 1
+    assert config["zero_optimization"]["reduce_bucket_size"] == 77
+
+
+def test_rooms_import_without_deepspeed_and_mlflow():
+    rooms = "egoscale.train.loop, egoscale.train.tracking"
+    code = f"import sys, {rooms}; print({{'deepspeed', 'mlflow'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,86 @@
+"""Where ranks come from, and that two of them train as one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from egoscale.train.ranks import Ranks, address, first_host
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [
+        ("gpu3", "gpu3"),
+        ("gpu[003-007,12],login1", "gpu003"),
+        ("a1,b[1-2]", "a1"),
+        ("rack[1-2]node[04,07]", "rack1node04"),
+        ("node-a[5]", "node-a5"),
+    ],
+)
+def test_first_host(nodelist, host):
+    assert first_host(nodelist) == host
+
+
+def test_an_empty_node_list_is_an_error():
+    with pytest.raises(ValueError, match="node list ''"):
+        first_host("")
+
+
+def test_address():
+    torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "h", "MASTER_PORT": "29500"}
+    assert address(torchrun) == (Ranks(3, 4, 1), "h", 29500)
+    job = {"SLURM_JOB_ID": "12345", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+    job |= {"SLURM_JOB_NODELIST": "n[08-11]"}
+    assert address({}) is None
+    assert address(job) is None  # a batch script outside srun is one process, whatever SLURM_NTASKS says
+    assert address(job | {"SLURM_STEP_ID": "0"}) == (Ranks(5, 8, 1), "n08", 22345)
+    one = job | {
+        "SLURM_STEP_ID": "1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "n09",
+        "SLURM_PROCID": "1",
+    }
+    ranks, host, port = address(one)
+    assert (ranks, host) == (Ranks(1, 2, 1), "n09") and port != 22345  # steps side by side do not meet
+    assert address(one | {"MASTER_ADDR": "m", "MASTER_PORT": "7"})[1:] == ("m", 7)
+
+
+@pytest.mark.ranks
+def test_two_ranks_train_as_one(worker, alone, start, tmp_path):
+    processes = start("pair", tmp_path, world_size=2)
+    single = {}
+    for stage in (0, 1, 2, 3):
+        settings = worker.spec(zero_stage=stage, micro_batch_size=2)
+        worker.run(tmp_path / f"single-{stage}", alone, settings, worker.plain)
+        single[stage] = [line["loss"] for line in worker.trace(tmp_path / f"single-{stage}")]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+
+    # One rank or two, and every ZeRO stage: the same losses.
+    double = {s: [line["loss"] for line in worker.trace(tmp_path / f"zero-{s}")] for s in (0, 1, 2, 3)}
+    assert len(double[0]) == 12
+    for stage in (0, 1, 2, 3):
+        assert double[stage] == pytest.approx(double[0], rel=1e-6)
+        assert double[stage] == pytest.approx(single[stage], rel=1e-5)
+    # A NaN on rank 1 alone is skipped by both, names its clip, and shifts nothing.
+    for stage in (0, 3):
+        assert first[f"bad-{stage}"] == second[f"bad-{stage}"] == 1
+        [skip] = [event for event in worker.events(tmp_path / f"nan-{stage}") if event["event"] == "skip"]
+        assert skip["step"] == 5 and skip["clips"] == [f"clip-4-{i}" for i in (4, 5, 6, 7)]
+    # A signal that only rank 1 got stops both; resumed, they equal the unbroken run to the last digit.
+    assert first["exit_code"] == second["exit_code"] == 85
+    assert worker.trace(tmp_path / "broken") == worker.trace(tmp_path / "unbroken")
+    kinds = [event["event"] for event in worker.events(tmp_path / "broken")]
+    assert kinds == ["signal", "requeue", "save", "resume", "save"]
+    # Stage 3 puts whole weights back into the module of every rank.
+    assert first["whole"] == second["whole"]
+    assert "micro_batch_size = 3 does not divide the 4 samples" in first["refused"]
+    # Shards of two ranks do not silently load into one.
+    with pytest.raises(ValueError, match=r"stage 1-3 by 2 ranks.*1 ranks"):
+        worker.run(tmp_path / "zero-2", alone, worker.spec(zero_stage=2, micro_batch_size=2), worker.plain)
+    # Whole states do: stage 0 goes on with another number of ranks.
+    again = worker.run(tmp_path / "zero-0", alone, worker.spec(micro_batch_size=2), worker.plain)
+    assert again["loss"] == first["final-0"]

@@ -1,0 +1,109 @@
+"""A real MLflow store: what is mirrored is read back."""
+
+from __future__ import annotations
+
+import json
+import socket
+import warnings
+
+import pytest
+
+from egoscale.train import tracking
+from egoscale.train.tracking import mirror
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One folder of runs: creating MLflow's tables takes a second."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def folder(runs, key):
+    path = runs / "world" / key
+    path.mkdir(parents=True)
+    (path / "recipe.toml").write_text('stage = "world"\n[train]\nnum_steps = 12\nlearning_rate = 0.001\n')
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None, "bad_steps": 1.0}]
+    (path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo'
+    )
+    return path
+
+
+def client(runs):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+
+
+def test_a_run_is_mirrored_once(runs):
+    path = folder(runs, "aaa")
+    run_id = mirror(path, "study", {"commit": "1234"})
+    assert run_id and (path / "mlflow_run_id").read_text() == run_id
+    store = client(runs)
+    run = store.get_run(run_id)
+    assert run.info.status == "RUNNING" and run.info.run_name == "world/aaa"
+    assert run.data.params == {"stage": "world", "train.num_steps": "12", "train.learning_rate": "0.001"}
+    assert run.data.tags["commit"] == "1234"
+
+    # The run goes on and ends; only what is new is copied.
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('ss": 2.0}\n' + json.dumps({"step": 4, "loss": 1.0}) + "\n")
+    (path / "result.json").write_text(json.dumps({"loss": 1.0, "name": "x", "by_verb": {"lift": 0.5}}))
+    (path / "film.png").write_bytes(b"\x89PNG")
+    for _ in range(2):
+        assert mirror(path, "study", {"commit": "1234"}) == run_id
+    run = store.get_run(run_id)
+    assert [(m.step, m.value) for m in store.get_metric_history(run_id, "loss")] == [
+        (1, 3.0),
+        (3, 2.0),
+        (4, 1.0),
+    ]
+    assert run.data.metrics["result.loss"] == 1.0 and run.data.metrics["result.by_verb.lift"] == 0.5
+    assert len(store.get_metric_history(run_id, "result.loss")) == 1
+    assert run.info.status == "FINISHED"
+    assert {a.path for a in store.list_artifacts(run_id)} == {"recipe.toml", "result.json", "film.png"}
+    assert (runs / "mlartifacts").is_dir()
+
+    # Its id is lost: found again by its tag.
+    (path / "mlflow_run_id").unlink()
+    assert mirror(path, "study", {}) == run_id
+    assert len(store.search_runs([run.info.experiment_id])) == 1
+
+
+def test_an_unreachable_server_warns_once_and_is_filled_in_later(runs, monkeypatch):
+    path = folder(runs, "bbb")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        server = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setattr(tracking, "_warned", set())
+    with pytest.warns(UserWarning, match="MLFLOW_TRACKING_URI") as caught:
+        assert mirror(path, "study", {}) == ""
+        assert mirror(path, "study", {}) == ""
+    assert sum("Nothing is lost" in str(w.message) for w in caught) == 1
+    assert not (path / "mlflow_run_id").exists()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    run_id = mirror(path, "study", {})
+    assert client(runs).get_run(run_id).data.metrics["loss"] == 3.0
+
+
+def test_a_lost_store_is_written_anew(runs, tmp_path):
+    path = folder(runs, "ccc")
+    (path / "mlflow_run_id").write_text("0123456789abcdef0123456789abcdef")
+    run_id = mirror(path, "study", {})
+    assert run_id != "0123456789abcdef0123456789abcdef" and (path / "mlflow_run_id").read_text() == run_id
+
+
+def test_a_binned_run_stays_binned(runs):
+    path = folder(runs, "ddd")
+    run_id = mirror(path, "study", {})
+    client(runs).delete_run(run_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert mirror(path, "study", {}) == run_id
+    assert client(runs).get_run(run_id).info.lifecycle_stage == "deleted"
