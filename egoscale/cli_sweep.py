@@ -46,6 +46,8 @@ class Conclusion(Protocol):
 class Stages(Protocol):
     """What the verbs need of `egoscale.stages`, the one room that imports torch."""
 
+    MODULES: Sequence[str]
+
     def execute(self, run_path: str, report: Callable[[Mapping[str, Any]], None] | None) -> None: ...
     def dry_run(self, recipe: StageRecipe) -> Sequence[str]: ...
     def conclude(self, sweep: SweepRecipe, plan: Plan, root: Path) -> Conclusion: ...
@@ -181,7 +183,10 @@ def sweep_run(
     from egoscale.sweep.local import run as run_plan
 
     plan = planned(recipe, overrides)
-    done = run_plan(plan, root, "egoscale.stages:execute", jobs, preload=("torch", "egoscale.stages"))
+    # Imported once for all jobs, which saves each of them about 2.5 s. (Some of these start idle threads
+    # before the fork; 400 forks of such a process, each computing with polars and torch, went well.)
+    preload = ("torch", "mlflow", "deepspeed", *stages().MODULES)
+    done = run_plan(plan, root, "egoscale.stages:execute", jobs, preload=preload)
     for name, reason in done.failed.items():
         complain(f"{name} failed: {reason}")
     if done.interrupted:

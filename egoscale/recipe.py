@@ -264,10 +264,10 @@ class EvaluateRecipe(Spec):
 
 
 class GridSpec(Spec):
-    """The cells of a study: every combination is one row of the table."""
+    """The cells of a study: every combination is one row of the table. Without `demos` only pretraining is run."""
 
     hours: tuple[float, ...]
-    demos: tuple[int, ...]
+    demos: tuple[int, ...] = ()
     seeds: tuple[int, ...]
     arms: tuple[Literal["latent", "hand"], ...] = ("latent",)
     scratch_demos: tuple[int, ...] = ()  # extra cells from scratch, with many demonstrations
@@ -279,11 +279,11 @@ class SweepRecipe(Spec):
     stage: Literal["sweep"] = "sweep"
     name: str
     title: str = ""
-    study: str  # analysis/<study>/study.toml
+    study: str = ""  # analysis/<study>/study.toml
     tokenizer_hours: float = Field(gt=0, description="hours of the subset that trains the shared tokenizer")
     grid: GridSpec
-    film: FilmRecipe
-    teleop: TeleopRecipe
+    film: FilmRecipe | None = None  # for catalog.sources with an empty path
+    teleop: TeleopRecipe | None = None
     catalog: CatalogRecipe
     select: SelectRecipe = SelectRecipe()
     subset: SubsetRecipe
@@ -291,8 +291,8 @@ class SweepRecipe(Spec):
     encode: EncodeRecipe = EncodeRecipe()
     latent_action: LatentActionRecipe
     world: WorldRecipe
-    finetune: FinetuneRecipe
-    evaluate: EvaluateRecipe
+    finetune: FinetuneRecipe | None = None
+    evaluate: EvaluateRecipe | None = None
 
 
 StageRecipe = (

@@ -40,6 +40,14 @@ class Memory:
         self.layers = {i: (k[:, :, -keep:], v[:, :, -keep:]) for i, (k, v) in self.layers.items()}
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm whose gain takes the type of its input: in bf16 torch's fused kernel needs them equal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def places(num_cells: int, width: int, scale: float = 0.3) -> Tensor:
     """Start of a learned embedding of the cells of a square grid, [num_cells, width]: sines and cosines of x and y.
 
@@ -69,8 +77,8 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} over {num_heads} heads leaves {self.head_dim} numbers; make it even")
         self.qkv = nn.Linear(width, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.query_norm = nn.RMSNorm(self.head_dim)
-        self.key_norm = nn.RMSNorm(self.head_dim)
+        self.query_norm = RMSNorm(self.head_dim)
+        self.key_norm = RMSNorm(self.head_dim)
 
     def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, S, _ = x_BSD.shape
@@ -138,11 +146,11 @@ class SpaceTimeBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, temporal: bool) -> None:
         super().__init__()
-        self.space_norm = nn.RMSNorm(width)
+        self.space_norm = RMSNorm(width)
         self.space = Attention(width, num_heads, num_kv_heads)
         self.time = Attention(width, num_heads, num_kv_heads) if temporal else None
-        self.time_norm = nn.RMSNorm(width) if temporal else None
-        self.mlp_norm = nn.RMSNorm(width)
+        self.time_norm = RMSNorm(width) if temporal else None
+        self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width)
         for residual in (self.space, self.time):
             if residual is not None:  # a fresh block is the identity: deep stacks start stable

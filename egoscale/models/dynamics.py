@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egoscale.models.blocks import Memory, SpaceTimeStack, places
+from egoscale.models.blocks import Memory, RMSNorm, SpaceTimeStack, places
 
 FINEST = 4  # the smallest step is 2 ** -FINEST of the way from noise to signal
 
@@ -59,11 +59,12 @@ class WorldModel(nn.Module):
         self.step_in = nn.Embedding(FINEST + 1, width)
         self.words = nn.Embedding(vocabulary_size, width, padding_idx=0)
         self.word_place = nn.Parameter(torch.randn(max_words, width) * 0.02)
-        self.agents = nn.Parameter(torch.randn(num_agent_tokens, width) * 0.02)
+        self.agents = nn.Parameter(torch.randn(num_agent_tokens, width) * 0.3)
+        self.instruction_in = nn.Linear(width, width)
         self.trunk = SpaceTimeStack(**blocks)
         self.latent_out = nn.Linear(width, latent_dim)
         self.agent_out = nn.Linear(num_agent_tokens * width, num_strides * action_dim)
-        self.agent_norm = nn.RMSNorm(width)
+        self.agent_norm = RMSNorm(width)
         nn.init.zeros_(self.latent_out.weight)
         nn.init.normal_(self.words.weight, std=0.3)
 
@@ -99,8 +100,10 @@ class WorldModel(nn.Module):
         B, T = latents.shape[:2]
         clean = torch.full((B, T), 2**FINEST, device=latents.device)
         body = self._frame(latents, None, None, clean, torch.full_like(clean, FINEST))
-        words = self.words(words_BW) + self.word_place[: words_BW.shape[1]]
-        group = torch.cat([words, self.agents.expand(B, -1, -1)], dim=1)
+        words = self.words(words_BW)
+        # The agents start from the whole instruction, so that their first layer can already look for what it names.
+        agents = self.agents + self.instruction_in(words.sum(1))[:, None]
+        group = torch.cat([words + self.word_place[: words_BW.shape[1]], agents], dim=1)
         x = torch.cat([body, group[:, None].expand(B, T, -1, -1)], dim=2)
         S, first = x.shape[2], body.shape[2]
         mask = torch.ones(S, S, dtype=torch.bool, device=x.device)

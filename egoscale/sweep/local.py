@@ -27,6 +27,7 @@ from egoscale.sweep.worker import (
     ending,
     environment,
     num_cores,
+    output_to,
     threads_environment,
     work,
 )
@@ -86,7 +87,10 @@ def run(
     executor = _Executor(plan, root, name, jobs, grace_s)
     if executor.unfinished:
         threads = max(1, num_cores() // jobs)
-        with environment(threads_environment(threads)):
+        console = console or Console()
+        standing = f"{executor.summary.done} of {len(plan.jobs)} jobs are done; loading the workers"
+        console.print(f"sweep {plan.sweep.name}: {standing}", markup=False, highlight=False)
+        with environment(threads_environment(threads)), output_to(root / "workers.log"):
             multiprocessing.set_forkserver_preload([*preload, "egoscale.sweep.worker"])
             forkserver.ensure_running()
         executor.loop(threads, display(plan.sweep.name, console))
@@ -110,10 +114,10 @@ class _Executor:
         self.summary.done = len(plan.jobs) - len(self.unfinished)
 
     def _needed(self) -> dict[str, Job]:
-        """Jobs without a result that a cell needs, inputs first; inputs of what is done are not asked for."""
+        """Jobs without a result that an end of the plan needs, inputs first; not inputs of what is done."""
         done = {key for key, job in self.plan.jobs.items() if job.run(self.root).state() == "done"}
         needed: set[str] = set()
-        stack = [cell.key for cell in self.plan.cells]
+        stack = [key for key, users in self.plan.users().items() if not users]
         while stack:
             key = stack.pop()
             if key not in done and key not in needed:
@@ -221,7 +225,7 @@ class _Executor:
         elif outcome == "locked":
             self.locked[job.key] = time.monotonic()
         elif self.signals:
-            outcome = outcome if outcome == "requeue" else "interrupted"
+            outcome = "saved" if outcome == "requeue" else "interrupted"
         elif outcome == "requeue" and self.requeues.get(job.key, 0) < MAX_REQUEUES:
             self.requeues[job.key] = self.requeues.get(job.key, 0) + 1
             reason = "saved after a signal, goes on"

@@ -10,6 +10,7 @@ world model reads the film. Somebody's own video (`catalog.sources` with paths) 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -102,8 +103,8 @@ def plan(sweep: SweepRecipe) -> Plan:
         made = Job(recipe, named, labels or {})
         return jobs.setdefault(made.key, made)
 
-    video = job(sweep.film) if _filmed(sweep) else None
-    demos = job(sweep.teleop)
+    video = job(sweep.film) if sweep.film and _filmed(sweep) else None
+    demos = job(sweep.teleop) if sweep.teleop else None
     catalog = job(sweep.catalog, video=video)
     select = job(sweep.select, catalog=catalog)
 
@@ -135,10 +136,14 @@ def plan(sweep: SweepRecipe) -> Plan:
             latent,
         )
 
+    for actions in sweep.grid.arms if not sweep.grid.demos else ():
+        for hours, seed in itertools.product(sorted(set(sweep.grid.hours)), sweep.grid.seeds):
+            pretrained(actions, hours, seed)
     cells = []
     for arm, hours, num_demos, seed in _cells(sweep):
         labels = {"arm": arm, "hours": hours, "demos": num_demos, "seed": seed}
         world, latent = pretrained(arm, hours, seed) if hours > 0 else (None, None)
+        assert sweep.finetune is not None and sweep.evaluate is not None  # _check
         recipe = sweep.finetune.model_copy(update={"num_demos": num_demos, "seed": seed, "arm": arm})
         policy = job(
             recipe, labels, encode=encode, demos=demos, tokenizer=tokenizer, world=world, latent_action=latent
@@ -169,7 +174,7 @@ def _filmed(sweep: SweepRecipe) -> bool:
 def _check(sweep: SweepRecipe) -> None:
     """What no single key can be checked for: numbers of the grid against each other and against the data."""
     grid, name = sweep.grid, f"sweep {sweep.name!r}"
-    for key in ("hours", "demos", "seeds", "arms"):
+    for key in ("hours", "seeds", "arms", *(["demos"] if grid.demos else [])):
         values = getattr(grid, key)
         if not values or len(set(values)) != len(values):
             raise RecipeError(
@@ -179,13 +184,7 @@ def _check(sweep: SweepRecipe) -> None:
         raise RecipeError(
             f"{name}: key `grid.hours` = {list(grid.hours)}: hours are 0 (from scratch) or more"
         )
-    asked = max((*grid.demos, *grid.scratch_demos))
-    if min((*grid.demos, *grid.scratch_demos)) < 1 or asked > sweep.teleop.num_demos:
-        raise RecipeError(
-            f"{name}: keys `grid.demos` = {list(grid.demos)} and `grid.scratch_demos` = "
-            f"{list(grid.scratch_demos)}: must lie in 1..{sweep.teleop.num_demos}, the number recorded; "
-            f"raise `teleop.num_demos` to {asked}"
-        )
+    _check_cells(sweep, name)
     if not sweep.catalog.sources:
         raise RecipeError(f'{name}: key `catalog.sources` is empty: name a folder, or path = "" for the film')
     if "hand" in grid.arms and not _filmed(sweep):
@@ -193,7 +192,9 @@ def _check(sweep: SweepRecipe) -> None:
             f'{name}: key `grid.arms` has "hand", which needs the tracked hands of the film; '
             'take "hand" out, or give `catalog.sources` an entry with path = ""'
         )
-    if all(
+    if _filmed(sweep) and sweep.film is None:
+        raise RecipeError(f'{name}: `catalog.sources` has path = "", the film, but there is no table [film]')
+    if sweep.film is not None and all(
         not source.path for source in sweep.catalog.sources
     ):  # of somebody's own video the hours are not known yet
         # Held-out people and held-out scenes are drawn apart, so both shares are lost.
@@ -205,6 +206,32 @@ def _check(sweep: SweepRecipe) -> None:
                 f"{sweep.film.hours * left:.3g} h are left to train on, but `grid.hours` and "
                 f"`tokenizer_hours` ask for {largest:g} h; film at least {largest / left * 1.02:.3g} h"
             )
+
+
+def _check_cells(sweep: SweepRecipe, name: str) -> None:
+    """Demonstrations: all that a policy needs, or nothing of it (pretraining only)."""
+    grid = sweep.grid
+    asked = (*grid.demos, *grid.scratch_demos)
+    if not asked:
+        if min(grid.hours) == 0:
+            raise RecipeError(
+                f"{name}: key `grid.hours` = {list(grid.hours)}: without `grid.demos` only pretraining is "
+                "run, and 0 hours pretrain nothing; take 0 out, or list numbers of demonstrations"
+            )
+        return
+    for key in ("teleop", "finetune", "evaluate", "study"):
+        if not getattr(sweep, key):
+            raise RecipeError(
+                f"{name}: `grid.demos` = {list(grid.demos)} asks for policies, but `{key}` is missing; "
+                "add it, or leave `grid.demos` out to pretrain only"
+            )
+    assert sweep.teleop is not None
+    if min(asked) < 1 or max(asked) > sweep.teleop.num_demos:
+        raise RecipeError(
+            f"{name}: keys `grid.demos` = {list(grid.demos)} and `grid.scratch_demos` = "
+            f"{list(grid.scratch_demos)}: must lie in 1..{sweep.teleop.num_demos}, the number recorded; "
+            f"raise `teleop.num_demos` to {max(asked)}"
+        )
 
 
 def weight(recipe: Any) -> float:

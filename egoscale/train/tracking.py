@@ -43,8 +43,8 @@ def mirror(run_path: Path, experiment: str, tags: dict[str, str], tracking_uri: 
             _warned.add(uri)
             warnings.warn(
                 f"MLflow at {uri} did not take {run_path} ({type(error).__name__}: {str(error)[:300]}). "
-                "Nothing is lost: the run folder is complete. Check MLFLOW_TRACKING_URI and that egoscale[train] "
-                "is installed; the next mirror of this run fills in what is missing",
+                "Nothing is lost: the run folder is complete. Check MLFLOW_TRACKING_URI and that "
+                "egoscale[train] is installed; the next mirror of this run fills in what is missing",
                 stacklevel=2,
             )
         return ""

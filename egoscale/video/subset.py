@@ -51,12 +51,14 @@ def draw_subset(selection: pl.DataFrame, recipe: SubsetRecipe) -> Subset:
     clips = clips.sort("clip_id").with_columns(
         us=(pl.col("duration_s") * 1e6).round().cast(pl.Int64),
         recording=pl.struct("source", "recording_id"),
+        # A clip that names nobody is held out or not with its recording: there must be something to validate on.
+        person=pl.coalesce("participant_id", pl.concat_str("source", "recording_id", separator="/")),
     )
     _check(clips, recipe)
-    people = _held(clips, "participant_id", recipe.holdout_participants, recipe.holdout_seed)
+    people = _held(clips, "person", recipe.holdout_participants, recipe.holdout_seed)
     scenes = _held(clips, "scene_id", recipe.holdout_scenes, recipe.holdout_seed)
     named = (
-        pl.col("participant_id").is_in(people).fill_null(False)
+        pl.col("person").is_in(people).fill_null(False)
         | pl.col("scene_id").is_in(scenes).fill_null(False)
     )  # fmt: skip
     clips = clips.with_columns(held=named.any().over("source", "recording_id"))
@@ -87,14 +89,15 @@ def draw_subset(selection: pl.DataFrame, recipe: SubsetRecipe) -> Subset:
         "holdout_seed": recipe.holdout_seed,
         "heldout_hours": _hours(heldout),
         "heldout_clips": heldout.height,
-        "heldout_participants": people,
+        "heldout_participants": sorted(set(people) & set(clips["participant_id"].drop_nulls())),
+        "heldout_recordings": heldout["recording"].n_unique(),
         "heldout_scenes": scenes,
         "heldout_hash": clip_hash(heldout),
         "clips_without_participant": int(manifest["participant_id"].null_count()),
         "clips_without_scene": int(manifest["scene_id"].null_count()),
         "notes": _notes(clips, recipe),
     }
-    made = ["us", "recording", "held"]
+    made = ["us", "recording", "person", "held"]
     return Subset(manifest.drop(made), heldout.drop(made), summary)
 
 
@@ -130,7 +133,7 @@ def _held(clips: pl.DataFrame, column: str, fraction: float, seed: int) -> list[
     ids = clips[column].drop_nulls().unique().to_list()
     if not ids or fraction <= 0:
         return []
-    place = {one: int(_hash(seed, column, one), 16) / 16**64 for one in ids}
+    place = {one: int(_hash(seed, "participant_id" if column == "person" else column, one), 16) / 16**64 for one in ids}
     smallest = min(ids, key=lambda one: place[one])
     return sorted(one for one in ids if place[one] < fraction or one == smallest)
 
@@ -215,7 +218,8 @@ def _notes(clips: pl.DataFrame, recipe: SubsetRecipe) -> list[str]:
     placeless = int(clips["scene_id"].null_count())
     if nameless and recipe.holdout_participants:
         notes.append(
-            f"{nameless} of {clips.height} clips name no participant: whether theirs is held out is unknown"
+            f"{nameless} of {clips.height} clips name no participant and are held out by recording: the same people"
+            " may be on both sides"
         )
     if placeless and recipe.holdout_scenes:
         notes.append(

@@ -95,6 +95,15 @@ def test_somebodys_own_video_needs_no_film() -> None:
     assert only(planned, "catalog").inputs == {}
 
 
+def test_without_demonstrations_only_pretraining_is_planned() -> None:
+    planned = plan(toy_stages.sweep("grid.demos=[]", "grid.hours=[0.1, 0.25]"))
+    assert planned.cells == ()
+    assert not {"finetune", "evaluate"} & {job.stage for job in planned.jobs.values()}
+    assert only(planned, "world", hours=0.1)
+    with pytest.raises(RecipeError, match="0 hours pretrain nothing"):
+        plan(toy_stages.sweep("grid.demos=[]"))
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
