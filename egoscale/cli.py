@@ -62,9 +62,7 @@ def init(directory: Annotated[Path, typer.Argument(help="Where to put the copies
 
 @app.command()
 def check(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Definitions; none = all that are found here.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Definitions; none = all that are found here.")] = None,
     overrides: Sets = None,
 ) -> None:
     """Check definitions, and print the resolved recipe of those that are named."""
@@ -88,9 +86,7 @@ def check(
             print(f"BAD {path}")
     print(f"{len(paths)} definitions, {len(faults)} with faults")
     if faults or not paths:
-        raise ValueError(
-            "\n".join(faults) or "no definitions found: `egoscale init` copies the shipped ones here"
-        )
+        raise ValueError("\n".join(faults) or "no definitions found: `egoscale init` copies the shipped ones here")
 
 
 @app.command()
@@ -120,9 +116,7 @@ def train(
 
     read = load_recipe(find("recipes", recipe), overrides or [])
     if read.stage == "sweep":
-        raise ValueError(
-            f"{recipe} is a sweep: `egoscale sweep run {recipe}`, or `egoscale sweep plan {recipe}` first"
-        )
+        raise ValueError(f"{recipe} is a sweep: `egoscale sweep run {recipe}`, or `egoscale sweep plan {recipe}` first")
     if dry_run:
         for line in stages().dry_run(read):
             print(line)
@@ -130,9 +124,7 @@ def train(
     named = dict(_named_input(text) for text in inputs or [])
     for source in named.values():
         if source.root != root.resolve():
-            raise ValueError(
-                f"{source.path}: inputs must lie below --root {root.resolve()}, as the new run will"
-            )
+            raise ValueError(f"{source.path}: inputs must lie below --root {root.resolve()}, as the new run will")
     run = RunFolder.create(root.resolve(), read, named)
     execute(run)
     print(run.path)
@@ -219,9 +211,7 @@ def _named_input(text: str) -> tuple[str, RunFolder]:
         raise ValueError(f"--input {text}: write NAME=RUN, as in encode=runs/encode/ab12cd34ef56")
     source = RunFolder.open(path)
     if source.state() != "done":
-        raise ValueError(
-            f"--input {text}: that run is {source.state()}, not done; `egoscale run {path}` first"
-        )
+        raise ValueError(f"--input {text}: that run is {source.state()}, not done; `egoscale run {path}` first")
     return name, source
 
 

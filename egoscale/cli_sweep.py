@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_JOBS = 2
 
-catalog_app = typer.Typer(
-    no_args_is_help=True, help="List video: every clip, its hours, what cannot be decoded."
-)
-sweep_app = typer.Typer(
-    no_args_is_help=True, help="The grid of a study: plan it, run it, see and collect it."
-)
+catalog_app = typer.Typer(no_args_is_help=True, help="List video: every clip, its hours, what cannot be decoded.")
+sweep_app = typer.Typer(no_args_is_help=True, help="The grid of a study: plan it, run it, see and collect it.")
 
 Root = Annotated[Path, typer.Option("--root", help="Where the run folders are.")]
 Sets = Annotated[
@@ -97,6 +94,18 @@ def conclude(plan: Plan, root: Path) -> None:
     print(f"report: {found.report_path}")
 
 
+def mirrored(plan: Plan, root: Path) -> contextlib.AbstractContextManager[None]:
+    """Mirror the runs of a sweep into MLflow while it goes on: experiment = study, tags = stage, key and labels."""
+    from egoscale.train.tracking import following
+
+    runs = {
+        job.run(root).path.resolve(): {"stage": job.stage, "key": job.key}
+        | {name: str(value) for name, value in job.labels.items()}
+        for job in plan.jobs.values()
+    }
+    return following(runs, plan.sweep.name)
+
+
 def standing(plan: Plan, root: Path) -> pl.DataFrame:
     """Jobs by stage and state."""
     import polars as pl
@@ -105,9 +114,7 @@ def standing(plan: Plan, root: Path) -> pl.DataFrame:
 
     rows: dict[str, dict[str, int]] = {}
     for job in plan.jobs.values():
-        row = rows.setdefault(
-            job.stage, dict.fromkeys(("jobs", "done", "running", "failed", "interrupted", "new"), 0)
-        )
+        row = rows.setdefault(job.stage, dict.fromkeys(("jobs", "done", "running", "failed", "interrupted", "new"), 0))
         row["jobs"] += 1
         row[job.run(root).state()] += 1
     return pl.DataFrame([{"stage": stage, **rows[stage]} for stage in STAGES if stage in rows])
@@ -116,9 +123,7 @@ def standing(plan: Plan, root: Path) -> pl.DataFrame:
 @catalog_app.command("build")
 def catalog_build(
     folders: Annotated[list[Path], typer.Argument(help="Folders of video.")],
-    reader: Annotated[
-        str, typer.Option(help="folder, takes or captaincook4d: how metadata are read.")
-    ] = "folder",
+    reader: Annotated[str, typer.Option(help="folder, takes or captaincook4d: how metadata are read.")] = "folder",
     license: Annotated[str, typer.Option(help="Licence of the video, kept with each clip.")] = "",
     root: Root = Path("runs"),
 ) -> None:
@@ -158,9 +163,7 @@ def catalog_info(
 
 
 @sweep_app.command("plan")
-def sweep_plan(
-    recipe: Sweep, overrides: Sets = None, root: Root = Path("runs"), jobs: int = DEFAULT_JOBS
-) -> None:
+def sweep_plan(recipe: Sweep, overrides: Sets = None, root: Root = Path("runs"), jobs: int = DEFAULT_JOBS) -> None:
     """List the jobs of a sweep: how many of each stage, how many are done, how long the rest may take."""
     from egoscale.sweep.progress import Estimate, duration
 
@@ -185,8 +188,9 @@ def sweep_run(
     plan = planned(recipe, overrides)
     # Imported once for all jobs, which saves each of them about 2.5 s. (Some of these start idle threads
     # before the fork; 400 forks of such a process, each computing with polars and torch, went well.)
-    preload = ("torch", "mlflow", "deepspeed", *stages().MODULES)
-    done = run_plan(plan, root, "egoscale.stages:execute", jobs, preload=preload)
+    preload = ("torch", "deepspeed", *stages().MODULES)
+    with mirrored(plan, root):
+        done = run_plan(plan, root, "egoscale.stages:execute", jobs, preload=preload)
     for name, reason in done.failed.items():
         complain(f"{name} failed: {reason}")
     if done.interrupted:
@@ -209,9 +213,7 @@ def sweep_status(recipe: Sweep, overrides: Sets = None, root: Root = Path("runs"
     states = {job: job.run(root).state() for job in plan.jobs.values()}
     for job, state in states.items():
         if state == "failed":
-            reasons = [
-                event.get("reason", "") for event in job.run(root).events() if event["event"] == "fail"
-            ]
+            reasons = [event.get("reason", "") for event in job.run(root).events() if event["event"] == "fail"]
             print(f"{job.title()} ({job}) failed: {reasons[-1] if reasons else 'no reason noted'}")
         elif state == "running":
             print(f"{job.title()} ({job}) running: {job.run(root).holder()}")
@@ -224,9 +226,7 @@ def sweep_collect(
     recipe: Sweep,
     overrides: Sets = None,
     root: Root = Path("runs"),
-    out: Annotated[
-        Path | None, typer.Option(help="A .csv or .parquet file; default: <root>/<name>.parquet.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A .csv or .parquet file; default: <root>/<name>.parquet.")] = None,
 ) -> None:
     """Write the table, one row a cell, with what there is; a missing number stays missing."""
     from egoscale.sweep.ledger import collect

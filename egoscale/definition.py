@@ -23,9 +23,7 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         return data
     base = data.pop("base")
     if not isinstance(base, str):
-        raise RecipeError(
-            f'{path}: key `base` = {base!r}: must name one TOML file, as in base = "small.toml"'
-        )
+        raise RecipeError(f'{path}: key `base` = {base!r}: must name one TOML file, as in base = "small.toml"')
     base_path = Path(path).parent / base
     if not base_path.is_file():
         raise FileNotFoundError(f"{path}: key `base` = {base!r}: there is no file {base_path}")
@@ -49,9 +47,7 @@ def assigned(assignment: str) -> dict[str, Any]:
                 return tomllib.loads(text)
             except tomllib.TOMLDecodeError:
                 continue
-    raise RecipeError(
-        f"--set {assignment}: write table.key=value, where value is TOML: 3, 0.5, true, [1, 2] or a word"
-    )
+    raise RecipeError(f"--set {assignment}: write table.key=value, where value is TOML: 3, 0.5, true, [1, 2] or a word")
 
 
 def merged(under: Any, over: Any) -> Any:

@@ -50,9 +50,7 @@ def show(findings: Iterable[Finding]) -> bool:
 def _python() -> Iterator[Finding]:
     from egoscale import __version__
 
-    yield Finding(
-        "egoscale", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
-    )
+    yield Finding("egoscale", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
 
 
 def _version(package: str) -> str | None:
@@ -74,9 +72,7 @@ def _packages() -> Iterator[Finding]:
         yield Finding("packages", "bad", f"not installed: {', '.join(absent)}", remedy)
     if shutil.which("c++") is None and shutil.which("g++") is None:
         remedy = "install g++ (and ninja) where a recipe sets ZeRO off-loading"
-        yield Finding(
-            "compiler", "note", "no C++ compiler: DeepSpeed cannot build its CPU optimizers", remedy
-        )
+        yield Finding("compiler", "note", "no C++ compiler: DeepSpeed cannot build its CPU optimizers", remedy)
 
 
 def _tried(code: str, **environment: str) -> str | None:
@@ -91,11 +87,7 @@ def _tried(code: str, **environment: str) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return "no answer within 60 s"
-    return (
-        None
-        if done.returncode == 0
-        else (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
-    )
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
 
 
 def _rendering() -> Iterator[Finding]:
@@ -120,9 +112,7 @@ def _decoders() -> Iterator[Finding]:
             if error is None:
                 yield Finding("decoder", "ok", f"{package} {_version(package)} loads")
             else:
-                yield Finding(
-                    "decoder", "bad", f"{package}: {error}", f"pip install --force-reinstall {package}"
-                )
+                yield Finding("decoder", "bad", f"{package}: {error}", f"pip install --force-reinstall {package}")
 
 
 def _gpu() -> Iterator[Finding]:
@@ -155,9 +145,7 @@ def _disk(root: Path) -> Iterator[Finding]:
 def _tracking() -> Iterator[Finding]:
     store = os.environ.get("MLFLOW_TRACKING_URI")
     what = "MLFLOW_TRACKING_URI is set: runs go to that server" if store else "runs go to a local SQLite file"
-    yield Finding(
-        "MLflow", "ok" if _version("mlflow") else "note", f"{_version('mlflow') or 'not installed'}; {what}"
-    )
+    yield Finding("MLflow", "ok" if _version("mlflow") else "note", f"{_version('mlflow') or 'not installed'}; {what}")
 
 
 def _threads() -> Iterator[Finding]:

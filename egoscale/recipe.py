@@ -51,16 +51,12 @@ class TrainSpec(Spec):
     beta2: Fraction = 0.98
     epsilon: float = Field(1e-8, gt=0)
     clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16", "auto"] = (
-        "fp32"  # auto: bf16 autocast where the device multiplies it faster
-    )
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 autocast where the device multiplies it faster
     zero_stage: Literal[0, 1, 2, 3] = 0
     save_every_steps: int = Field(200, gt=0)
     keep_last: int = Field(2, gt=0, description="checkpoints kept")
     log_every_steps: int = Field(20, gt=0)
-    max_bad_steps: Count = (
-        10  # steps with a non-finite loss or gradient that are skipped and counted, then it stops
-    )
+    max_bad_steps: Count = 10  # steps with a non-finite loss or gradient that are skipped and counted, then it stops
     max_quarantined_fraction: Fraction = 0.05  # share of clips that may prove unreadable before the run stops
     deepspeed: dict[str, object] = Field(default_factory=dict, description="merged over the derived JSON")
 
@@ -235,6 +231,7 @@ class WorldRecipe(Spec):
     actions: Literal["latent", "hand"] = "latent"
     strides_frames: tuple[int, ...] = (4, 12)  # the agent tokens predict one latent action per stride
     agent_frames: int = Field(4, gt=0, description="frames for the agent tokens in each sample, beside its window")
+    first_frame_fraction: Fraction = 0.0  # of those, first frames of takes: there only words tell where the hand goes
     latent_noise: float = Field(0.1, ge=0, description="noise on the agent's frames: takes are few, places many")
     hours: float = Field(0.0, ge=0)
     seed: int = 0

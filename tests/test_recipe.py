@@ -82,9 +82,7 @@ def test_a_bad_base_is_an_error(recipe: Path, base: str, error: type[Exception],
         ('train.precision = "bf16"', ("precision", "bf16")),
     ],
 )
-def test_set_follows_the_rules_of_the_file(
-    recipe: Path, assignment: str, expected: tuple[str, object]
-) -> None:
+def test_set_follows_the_rules_of_the_file(recipe: Path, assignment: str, expected: tuple[str, object]) -> None:
     read = load_recipe(recipe, [assignment])
     assert isinstance(read, WorldRecipe)
     assert getattr(read.train, expected[0]) == expected[1]
@@ -97,9 +95,7 @@ def test_set_reaches_into_a_list(tmp_path: Path) -> None:
     assert [source.path for source in read.sources] == ["a", "/videos/c"]  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "assignment", ["train.num_steps", "=3", "train.num_steps=", "a=[1", "a=1\nb=2", "a b=1"]
-)
+@pytest.mark.parametrize("assignment", ["train.num_steps", "=3", "train.num_steps=", "a=[1", "a=1\nb=2", "a b=1"])
 def test_a_malformed_set_says_how_to_write_it(recipe: Path, assignment: str) -> None:
     with pytest.raises(RecipeError, match=r"table\.key=value"):
         load_recipe(recipe, [assignment])
@@ -119,9 +115,7 @@ def test_a_malformed_set_says_how_to_write_it(recipe: Path, assignment: str) -> 
         ("stage=wrld", ["`stage` = 'wrld'", "`world`", "finetune"]),
     ],
 )
-def test_a_wrong_key_or_value_names_file_key_value_and_remedy(
-    recipe: Path, assignment: str, parts: list[str]
-) -> None:
+def test_a_wrong_key_or_value_names_file_key_value_and_remedy(recipe: Path, assignment: str, parts: list[str]) -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe(recipe, [assignment])
     for part in [str(recipe), *parts]:
@@ -205,9 +199,7 @@ def test_a_resolved_recipe_reads_back_equal_with_an_equal_hash(
 
 def test_the_hash_sees_values_and_not_how_they_are_written(recipe: Path) -> None:
     plain = recipe_hash(load_recipe(recipe))
-    assert (
-        recipe_hash(load_recipe(recipe, ["train.clip_norm=1"])) == plain
-    )  # the default, written as an integer
+    assert recipe_hash(load_recipe(recipe, ["train.clip_norm=1"])) == plain  # the default, written as an integer
     assert recipe_hash(load_recipe(recipe, ["train.clip_norm=2"])) != plain
 
 

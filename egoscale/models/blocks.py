@@ -115,7 +115,9 @@ class Attention(nn.Module):
     def forward(self, x_BSD: Tensor, mask_SS: Tensor | None = None) -> Tensor:
         return self.attend(*self.project(x_BSD), mask_SS, causal=False)
 
-    def through_time(self, x_BTD: Tensor, memory: tuple[Tensor, Tensor] | None, seen: int) -> tuple[Tensor, Tensor, Tensor]:
+    def through_time(
+        self, x_BTD: Tensor, memory: tuple[Tensor, Tensor] | None, seen: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Causal attention over frames; `memory` holds keys and values of the `seen` frames before these."""
         q, k, v = self.project(x_BTD)
         position_T = torch.arange(seen, seen + x_BTD.shape[1], device=x_BTD.device)
@@ -194,7 +196,10 @@ class SpaceTimeStack(nn.Module):
         self.registers = nn.Parameter(torch.randn(num_registers, width) * 0.02)
         self.blocks = nn.ModuleList(
             SpaceTimeBlock(
-                width, num_heads, num_kv_heads, temporal=bool(temporal_every) and (layer + 1) % temporal_every == 0
+                width,
+                num_heads,
+                num_kv_heads,
+                temporal=bool(temporal_every) and (layer + 1) % temporal_every == 0,
             )
             for layer in range(num_layers)
         )

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egoscale.models.blocks import Memory, RMSNorm, SpaceTimeStack, places
@@ -113,15 +112,22 @@ class WorldModel(nn.Module):
         return codes.float().view(B, T, self.num_strides, self.action_dim), features
 
     def dynamics_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Diffusion and shortcut forcing on `latents` [B, T, N, D], `actions` [B, T, A] (the action that led to a frame).
+        """Diffusion and shortcut forcing on `latents` [B, T, N, D], `actions` [B, T, A] (that led to a frame).
 
         Draws: `noise` like latents, `tau_draw` [B, T] and `step_draw` [B] in [0, 1), `shortcut` bool [B],
         `has_action` bool [B, T].
         """
-        clean, noise, actions, has = batch["latents"].float(), batch["noise"], batch["actions"], batch["has_action"]
+        clean, noise, actions, has = (
+            batch["latents"].float(),
+            batch["noise"],
+            batch["actions"],
+            batch["has_action"],
+        )
         short = batch["shortcut"]
         # Jump of 2^-step: the finest for plain samples, one of the coarser for shortcut samples.
-        step_B = torch.where(short, (batch["step_draw"] * FINEST).long(), torch.full_like(short, FINEST, dtype=torch.long))
+        step_B = torch.where(
+            short, (batch["step_draw"] * FINEST).long(), torch.full_like(short, FINEST, dtype=torch.long)
+        )
         jump_B = 2 ** (FINEST - step_B)
         tau = (batch["tau_draw"] * (2**FINEST // jump_B)[:, None]).long() * jump_B[:, None]
         level = (tau / 2**FINEST)[..., None, None]
@@ -143,7 +149,8 @@ class WorldModel(nn.Module):
                 target = noisy[short] + (1 - lvl) * (first + second) / 2
             teach = (weight[short] * (predicted[short] - target).square()).mean((1, 2, 3))
             error = error.masked_scatter(short, teach)
-        return error.mean()
+        loss: Tensor = error.mean()
+        return loss
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Dynamics loss (see there) plus the agent's. M frames of each sample are for the agent: `agent_latents`

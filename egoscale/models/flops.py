@@ -28,25 +28,30 @@ def tokenizer_flops(arguments: dict[str, Any]) -> float:
     """Forward FLOPs of encoding and decoding one frame."""
     patches = (arguments["image_size_px"] // arguments["patch_size_px"]) ** 2
     pixels = 3 * arguments["patch_size_px"] ** 2
-    ends = 2 * patches * (pixels + arguments["latent_dim"]) * (
-        arguments["encoder"]["width"] + arguments["decoder"]["width"]
+    ends = (
+        2
+        * patches
+        * (pixels + arguments["latent_dim"])
+        * (arguments["encoder"]["width"] + arguments["decoder"]["width"])
     )
-    return stack_flops(arguments["encoder"], patches) + stack_flops(arguments["decoder"], patches) + ends
+    return float(stack_flops(arguments["encoder"], patches) + stack_flops(arguments["decoder"], patches) + ends)
 
 
 def latent_action_flops(arguments: dict[str, Any]) -> float:
     """Forward FLOPs of one pair of frames, encoder and decoder."""
     tokens = arguments["num_latents"]
-    ends = 2 * tokens * arguments["latent_dim"] * (3 * arguments["encoder"]["width"] + 2 * arguments["decoder"]["width"])
-    return stack_flops(arguments["encoder"], tokens) + stack_flops(arguments["decoder"], tokens) + ends
+    ends = (
+        2 * tokens * arguments["latent_dim"] * (3 * arguments["encoder"]["width"] + 2 * arguments["decoder"]["width"])
+    )
+    return float(stack_flops(arguments["encoder"], tokens) + stack_flops(arguments["decoder"], tokens) + ends)
 
 
 def world_flops(arguments: dict[str, Any], agent_frames: int) -> float:
     """Forward FLOPs of one training sample: a window, its share of shortcut targets, and the agent's frames."""
     body, frames = arguments["num_latents"] + 2, arguments["context_frames"]
     group = arguments["max_words"] + arguments["num_agent_tokens"]
-    ends = 4 * arguments["num_latents"] * arguments["latent_dim"] * arguments["blocks"]["width"]
+    ends: float = 4 * arguments["num_latents"] * arguments["latent_dim"] * arguments["blocks"]["width"]
     window = stack_flops(arguments["blocks"], body, frames) + frames * ends
     # The two half steps of shortcut forcing run forward only: a third of a training pass each.
     window *= 1 + arguments["shortcut_fraction"] * 2 / 3
-    return window + agent_frames * (stack_flops(arguments["blocks"], body + group) + ends / 2)
+    return float(window + agent_frames * (stack_flops(arguments["blocks"], body + group) + ends / 2))

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from egoscale.models.blocks import SpaceTimeStack, places
 
-
 NUM_POINTS = 8  # places that one latent action can name
 
 

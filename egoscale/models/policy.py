@@ -6,6 +6,8 @@ P proprioception, H motor commands of a chunk, M numbers of a motor command.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class Policy(nn.Module):
         width = codes if interface == "latent-action" else world.agent_out.in_features
         sizes = [width + proprioception_dim] + [hidden_width] * num_hidden_layers
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
         last = nn.Linear(sizes[-1], chunk_steps * motor_dim)
         nn.init.zeros_(last.weight)
@@ -66,7 +68,12 @@ class Policy(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss on `motor` [B, H, M] with `motor_mask` [B, H]; the frame comes as `read` (frozen trunk) or `latents`."""
         read = batch["read"] if "read" in batch else self.read(batch["latents"].float(), batch["words"])
-        error = F.smooth_l1_loss(self.act(read, batch["proprioception"], batch.get("read_noise")), batch["motor"], reduction="none", beta=0.1)
+        error = F.smooth_l1_loss(
+            self.act(read, batch["proprioception"], batch.get("read_noise")),
+            batch["motor"],
+            reduction="none",
+            beta=0.1,
+        )
         mask = batch["motor_mask"][..., None].expand_as(error)
         loss = (error * mask).sum() / mask.sum().clamp_min(1)
         return {"loss": loss}

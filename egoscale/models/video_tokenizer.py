@@ -100,7 +100,7 @@ class VideoTokenizer(nn.Module):
         return frames_of((self.patch_out(self.decoder(x)).float() + 1) / 2, self.patch_size_px)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss of `frames` (uint8 [B, T, 3, H, W]) with hidden patches drawn from `mask_draw` [B] and `mask_noise` [B, T, P]."""
+        """Loss of `frames` (uint8 [B, T, 3, H, W]); `mask_draw` [B] and `mask_noise` [B, T, P] say what is hidden."""
         frames = batch["frames"].float() / 255
         mask = batch["mask_noise"] < batch["mask_draw"][:, None, None] * self.max_mask_fraction
         rebuilt = self.decode(self.encode(frames, mask))

@@ -58,9 +58,7 @@ class LeRobotDataset:
         texts = read_tasks(path, self.version)
         self.tasks: list[str] = [texts[i] for i in sorted(texts)]
         self._texts = texts
-        self._places = (
-            places_v30(path, info, camera) if self.version == "v3.0" else places_v21(path, info, camera)
-        )
+        self._places = places_v30(path, info, camera) if self.version == "v3.0" else places_v21(path, info, camera)
         self.num_episodes = len(self._places)
         self.remarks = tuple(self._count_remarks())
         self._tables: OrderedDict[Path, pl.DataFrame] = OrderedDict()
@@ -175,13 +173,9 @@ class LeRobotDataset:
             try:
                 table = pl.read_parquet(path)
             except Exception as error:  # polars raises several kinds for a torn file
-                raise ValueError(
-                    f"{path}: cannot be read as parquet ({error}); copy the file again"
-                ) from error
+                raise ValueError(f"{path}: cannot be read as parquet ({error}); copy the file again") from error
             if "frame_index" not in table.columns or "timestamp" not in table.columns:
-                raise ValueError(
-                    f"{path}: columns frame_index and timestamp are needed; it has {table.columns}"
-                )
+                raise ValueError(f"{path}: columns frame_index and timestamp are needed; it has {table.columns}")
             self._tables[path] = table
             while len(self._tables) > _OPEN_FILES:
                 self._tables.popitem(last=False)

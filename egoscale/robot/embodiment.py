@@ -41,9 +41,7 @@ class Embodiment:
     def __post_init__(self) -> None:
         for what, names in (("action", self.action_names), ("proprioception", self.proprioception_names)):
             if not names or len(set(names)) != len(names):
-                raise ValueError(
-                    f"embodiment {self.name!r}: {what} names {list(names)} must be given, each once"
-                )
+                raise ValueError(f"embodiment {self.name!r}: {what} names {list(names)} must be given, each once")
         if self.slot_start < 0:
             raise ValueError(f"embodiment {self.name!r}: slot_start = {self.slot_start} is negative")
         for name in self.action_names:

@@ -47,9 +47,7 @@ def read_info(path: Path) -> dict[str, Any]:
 def choose_camera(path: Path, info: dict[str, Any], camera: str | None) -> str:
     videos = [name for name, feature in info["features"].items() if feature.get("dtype") == "video"]
     if videos and not info.get("video_path"):
-        raise ValueError(
-            f"{path / 'meta' / 'info.json'}: video_path is missing, but {videos[0]!r} is a video"
-        )
+        raise ValueError(f"{path / 'meta' / 'info.json'}: video_path is missing, but {videos[0]!r} is a video")
     chosen = camera or (videos[0] if videos else "")
     if chosen in videos:
         return str(chosen)
@@ -63,8 +61,7 @@ def feature_width(path: Path, info: dict[str, Any], feature: str) -> int:
     shape = info["features"].get(feature, {}).get("shape")
     if not shape or len(shape) != 1:
         raise ValueError(
-            f"{path / 'meta' / 'info.json'}: feature {feature!r} has shape {shape}; "
-            "needed is one list of numbers"
+            f"{path / 'meta' / 'info.json'}: feature {feature!r} has shape {shape}; needed is one list of numbers"
         )
     return int(shape[0])
 
@@ -82,9 +79,7 @@ def feature_names(info: dict[str, Any], feature: str, width: int) -> tuple[str, 
 
 def read_tasks(path: Path, version: str) -> dict[int, str]:
     if version == "v2.1":
-        return {
-            int(line["task_index"]): str(line["task"]) for line in _json_lines(path / "meta" / "tasks.jsonl")
-        }
+        return {int(line["task_index"]): str(line["task"]) for line in _json_lines(path / "meta" / "tasks.jsonl")}
     file = path / "meta" / "tasks.parquet"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: missing; a v3.0 set keeps its task texts there")
@@ -109,18 +104,14 @@ def places_v21(path: Path, info: dict[str, Any], camera: str | None) -> list[Pla
         words = {"episode_chunk": index // int(info.get("chunks_size", 1000)), "episode_index": index}
         video = path / info["video_path"].format(**words, video_key=camera) if camera else None
         task = line["tasks"][0] if line.get("tasks") else None
-        places.append(
-            Place(index, int(line["length"]), task, path / info["data_path"].format(**words), video, 0.0)
-        )
+        places.append(Place(index, int(line["length"]), task, path / info["data_path"].format(**words), video, 0.0))
     return places
 
 
 def places_v30(path: Path, info: dict[str, Any], camera: str | None) -> list[Place]:
     files = sorted((path / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
-        raise FileNotFoundError(
-            f"{path / 'meta' / 'episodes'}: no parquet files; a v3.0 set lists its episodes there"
-        )
+        raise FileNotFoundError(f"{path / 'meta' / 'episodes'}: no parquet files; a v3.0 set lists its episodes there")
     columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
     if camera:
         columns += [f"videos/{camera}/{key}" for key in ("chunk_index", "file_index", "from_timestamp")]
@@ -129,9 +120,7 @@ def places_v30(path: Path, info: dict[str, Any], camera: str | None) -> list[Pla
         table = pl.read_parquet(file)
         missing = [name for name in columns if name not in table.columns]
         if missing:
-            raise ValueError(
-                f"{file}: column {missing[0]!r} is missing; write the set again with lerobot 0.4 or later"
-            )
+            raise ValueError(f"{file}: column {missing[0]!r} is missing; write the set again with lerobot 0.4 or later")
         for row in table.select(columns).iter_rows(named=True):
             where = {key: int(row[f"data/{key}"]) for key in ("chunk_index", "file_index")}
             video, start = None, 0.0
@@ -141,7 +130,5 @@ def places_v30(path: Path, info: dict[str, Any], camera: str | None) -> list[Pla
                 start = float(row[f"videos/{camera}/from_timestamp"])
             task = row["tasks"][0] if row["tasks"] else None
             table_path = path / info["data_path"].format(**where)
-            places.append(
-                Place(int(row["episode_index"]), int(row["length"]), task, table_path, video, start)
-            )
+            places.append(Place(int(row["episode_index"]), int(row["length"]), task, table_path, video, start))
     return sorted(places, key=lambda place: place.index)

@@ -22,7 +22,7 @@ _KEY_EVERY_FRAMES = 10  # an episode is entered at its first frame: at most 9 fr
 class Episode:
     """One demonstration: frames [T, H, W, 3] uint8, state [T, S] and action [T, A] float32, and the task."""
 
-    frames_THWC: NDArray[np.uint8]  # noqa: N815
+    frames_THWC: NDArray[np.uint8]
     state: NDArray[np.float32]
     action: NDArray[np.float32]
     task: str
@@ -146,9 +146,7 @@ class _Tables:
         data: dict[str, Any] = {}
         for name in self._data[0]:
             values = np.concatenate([columns[name] for columns in self._data])
-            data[name] = (
-                pa.array(list(values), pa.list_(pa.float32())) if values.ndim == 2 else pa.array(values)
-            )
+            data[name] = pa.array(list(values), pa.list_(pa.float32())) if values.ndim == 2 else pa.array(values)
         path = out / _DATA.format(chunk_index=0, file_index=0)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(data), path)

@@ -53,8 +53,7 @@ def write_mp4(
         for picture in frames:
             if picture.shape != (height, width, 3) or picture.dtype != np.uint8:
                 raise ValueError(
-                    f"{path}: frame {count} is {picture.dtype} {picture.shape}; "
-                    f"expected uint8 {(height, width, 3)}"
+                    f"{path}: frame {count} is {picture.dtype} {picture.shape}; expected uint8 {(height, width, 3)}"
                 )
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             count += 1

@@ -20,8 +20,7 @@ def simulated(case: Case) -> Finding:
         "W_SIMULATED",
         "note",
         case.study.note or "The video and the robot are simulated.",
-        "Quote the numbers as results of the simulation; run the same sweep on real video before "
-        "deciding a budget.",
+        "Quote the numbers as results of the simulation; run the same sweep on real video before deciding a budget.",
     )
 
 
@@ -33,9 +32,7 @@ def partial(case: Case) -> Finding:
         *[c for c in study.run if c not in case.group],
     ]
     keys = list(dict.fromkeys(keys))
-    outcome = (
-        study.success.successes if case.law.outcome == "success" or study.loss is None else study.loss.column
-    )
+    outcome = study.success.successes if case.law.outcome == "success" or study.loss is None else study.loss.column
     have = set(rows.drop_nulls([outcome]).select(keys).rows())
     every = set(product(*(rows[k].drop_nulls().unique().sort().to_list() for k in keys)))
     missing = sorted(every - have, key=str)
@@ -45,8 +42,7 @@ def partial(case: Case) -> Finding:
     return _warning(
         "W_PARTIAL",
         f"{len(missing)} of {len(every)} cells of the grid are missing, for example {example}.",
-        "Let the sweep finish: failed cells are rarely the average ones, and what is missing is not "
-        "filled in.",
+        "Let the sweep finish: failed cells are rarely the average ones, and what is missing is not filled in.",
     )
 
 
@@ -57,8 +53,7 @@ def one_seed(case: Case) -> Finding:
         return None
     return _warning(
         "W_ONE_SEED",
-        f"One pretraining run at {_list(single)} {case.unit}: nothing measures how much a repeat "
-        "would differ there.",
+        f"One pretraining run at {_list(single)} {case.unit}: nothing measures how much a repeat would differ there.",
         "Add seeds; three a size is the least at which the intervals were checked.",
     )
 
@@ -136,8 +131,7 @@ def range_ahead(case: Case) -> Finding:
         return None
     return _warning(
         "W_RANGE_AHEAD",
-        f"{case.law.name} gives {value[out][0]:.3g} at {hours[out][0]:g} {case.unit}, outside the "
-        "metric's range.",
+        f"{case.law.name} gives {value[out][0]:.3g} at {hours[out][0]:g} {case.unit}, outside the metric's range.",
         "Do not use this law that far out; the power law stays above 0.",
     )
 
@@ -195,8 +189,7 @@ def holdout_lost(case: Case) -> Finding:
     if held is None:
         return _warning(
             "W_NO_HOLDOUT",
-            "The law was not tested on a held-out size: without the largest, fewer sizes remain than "
-            "it needs.",
+            "The law was not tested on a held-out size: without the largest, fewer sizes remain than it needs.",
             "Run one more size.",
         )
     if held["law_beats_last_value"]:
@@ -254,8 +247,7 @@ def influence(case: Case) -> Finding:
         return None
     return _warning(
         "W_INFLUENCE",
-        f"The conclusion hangs on one run: without {run} the slope's interval would be {low:.3g} to "
-        f"{high:.3g}.",
+        f"The conclusion hangs on one run: without {run} the slope's interval would be {low:.3g} to {high:.3g}.",
         "Look at that run's curves and rollouts; repeat it with another seed.",
     )
 
@@ -274,9 +266,7 @@ def below_scratch(case: Case) -> Finding:
             f"Run the same fine-tuning {label}.",
         )
     rate = (pl.col(case.study.success.successes) / pl.col(case.study.success.trials)).mean().alias("rate")
-    top = case.rows.drop_nulls([case.study.success.successes]).filter(
-        pl.col(case.size) == case.cells.sizes_S[-1]
-    )
+    top = case.rows.drop_nulls([case.study.success.successes]).filter(pl.col(case.size) == case.cells.sizes_S[-1])
     if demos:
         both = set(top[demos.column]) & set(base[demos.column])
         top, base = (t.filter(pl.col(demos.column).is_in(list(both))) for t in (top, base))

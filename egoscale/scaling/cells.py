@@ -1,6 +1,5 @@
 """The rows that one law sees, as arrays: one arm, hours above 0, success counts or one loss a run."""
 
-# ruff: noqa: N815  (fields carry shape suffixes)
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -104,12 +103,7 @@ def gather(rows: pl.DataFrame, study: StudySpec, law: Law, task: str | None = No
         y_N = rows[column].cast(pl.Float64).to_numpy()
         n_N, demos_N = np.ones(len(y_N)), np.ones(len(y_N))
     hours_N = rows[size].cast(pl.Float64).to_numpy()
-    names = [
-        " ".join(f"{c}={v}" for c, v in zip(study.run, row, strict=True))
-        for row in rows.select(study.run).rows()
-    ]
+    names = [" ".join(f"{c}={v}" for c, v in zip(study.run, row, strict=True)) for row in rows.select(study.run).rows()]
     runs, first, run_N = np.unique(np.array(names), return_index=True, return_inverse=True)
     sizes_S, size_G = np.unique(hours_N[first], return_inverse=True)
-    return Cells(
-        {"hours": hours_N, "demos": demos_N}, y_N, n_N, run_N, tuple(map(str, runs)), sizes_S, size_G
-    )
+    return Cells({"hours": hours_N, "demos": demos_N}, y_N, n_N, run_N, tuple(map(str, runs)), sizes_S, size_G)

@@ -5,7 +5,6 @@ otherwise. The estimate that is reported for a binomial law comes from statsmode
 resampling.
 """
 
-# ruff: noqa: N815  (fields carry shape suffixes)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 from egoscale.scaling.cells import Cells
 from egoscale.scaling.laws import Array, Law, X
 
-_CHUNK = (
-    256  # data sets per batch: batches above ~1,000 fall out of the cache (measured, research/anchors-laws)
-)
+_CHUNK = 256  # data sets per batch: batches above ~1,000 fall out of the cache (measured, research/anchors-laws)
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,7 @@ def _solve(
         theta[moved], eta[moved], objective[moved] = trial[better], trial_eta[better], value[better]
         damping[at] = np.clip(np.where(better, damping[at] * 0.1, damping[at] * 10), 1e-12, 1e12)
         small = np.abs(trial - theta[at]).max(axis=1) if len(at) else np.zeros(0)
-        done = (better & (gained <= 1e-13 * (np.abs(value) + 1e-13))) | (
-            ~better & (damping[at] >= 1e10) & (small < 1)
-        )
+        done = (better & (gained <= 1e-13 * (np.abs(value) + 1e-13))) | (~better & (damping[at] >= 1e10) & (small < 1))
         going[at[done]] = False
     return theta, objective
 
@@ -163,9 +158,7 @@ def optimum(law: Law, cells: Cells) -> Optimum:
         theta_P = _glm(law, cells, theta_P, free_P)
     lower_P, upper_P = law.bounds(cells.y_N)
     names = [p.name for p in law.parameters]
-    active = tuple(
-        n for n, v, lo, hi in zip(names, theta_P, lower_P, upper_P, strict=True) if v <= lo or v >= hi
-    )
+    active = tuple(n for n, v, lo, hi in zip(names, theta_P, lower_P, upper_P, strict=True) if v <= lo or v >= hi)
     eta_N = law.eta(theta_P[None], cells.x)[0]
     if law.link == "logit":
         p = np.clip(unlink(law, eta_N), 1e-12, 1 - 1e-12)
@@ -174,9 +167,7 @@ def optimum(law: Law, cells: Cells) -> Optimum:
     else:
         pearson = objective = float(value_S[best])
     freedom = max(len(cells.y_N) - int(free_P.sum()), 1)
-    return Optimum(
-        theta_P, free_P, objective, pearson / freedom, float(same.mean()), active, tuple(basins[:3])
-    )
+    return Optimum(theta_P, free_P, objective, pearson / freedom, float(same.mean()), active, tuple(basins[:3]))
 
 
 def _glm(law: Law, cells: Cells, theta_P: Array, free_P: NDArray[np.bool_]) -> Array:

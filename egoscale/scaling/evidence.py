@@ -74,8 +74,7 @@ def cell_rows(table: pl.DataFrame, study: StudySpec) -> str:
     return (
         f"<h2>Every cell</h2><p class='small'>{table.height} rows; a point of the figure leads to its "
         "row, a row to "
-        "its runs (<code>runs/&lt;stage&gt;/&lt;key&gt;/</code>).</p>"
-        + _scrolling(head, "".join(rows), "scroll tall")
+        "its runs (<code>runs/&lt;stage&gt;/&lt;key&gt;/</code>).</p>" + _scrolling(head, "".join(rows), "scroll tall")
     )
 
 
@@ -110,8 +109,7 @@ def curve_cards(curves: Sequence[Curve]) -> str:
     if not panels:
         return ""
     cards = "".join(
-        f'<div class="card"><h3 style="margin-top:0">{escape(stage)}: '
-        f"{escape(metric)}</h3>{curves_svg(lines)}</div>"
+        f'<div class="card"><h3 style="margin-top:0">{escape(stage)}: {escape(metric)}</h3>{curves_svg(lines)}</div>'
         for (stage, metric), lines in panels.items()
     )
     words = "<p class='small'>One line a run; the darker, the more hours.</p>"
@@ -124,11 +122,7 @@ def clip_cards(clips: Sequence[Clip]) -> str:
     cards = []
     for clip in sorted(clips, key=lambda c: c.hours):
         real = media(clip.real, f"{clip.label}: rollout")
-        dream = (
-            media(clip.imagined, f"{clip.label}: imagined")
-            if clip.imagined
-            else '<div class="absent">none</div>'
-        )
+        dream = media(clip.imagined, f"{clip.label}: imagined") if clip.imagined else '<div class="absent">none</div>'
         cards.append(
             '<div class="card"><div '
             f'class="pair"><div>{real}<span>rollout</span></div><div>{dream}<span>imagined by the '

@@ -65,9 +65,7 @@ def fit(
     if (found := range_kept(replace(case, fit=done))) is not None:
         return replace(bare, refused_=found)
     held = hold_out(chosen, cells, study)
-    done = replace(
-        done, holdout_=held, comparison_=compare(chosen, cells, study, held), forecasts_=_forecasts(done)
-    )
+    done = replace(done, holdout_=held, comparison_=compare(chosen, cells, study, held), forecasts_=_forecasts(done))
     return replace(done, warnings_=cautions(replace(case, fit=done)))
 
 
@@ -77,9 +75,7 @@ def fit_study(table: pl.DataFrame, study: StudySpec) -> list[Fit]:
     return [fit(table, study, law, group) for group in found for law in study.laws]
 
 
-def fit_tasks(
-    table: pl.DataFrame, study: StudySpec, group: Mapping[str, object] | None = None
-) -> dict[str, Fit]:
+def fit_tasks(table: pl.DataFrame, study: StudySpec, group: Mapping[str, object] | None = None) -> dict[str, Fit]:
     """The study's first success law for each task by itself."""
     law = next((name for name in study.laws if LAWS[name].outcome == "success"), "logit-log-hours")
     return {task: fit(table, study, law, group, task) for task in study.success.tasks}
@@ -105,16 +101,10 @@ def _parameters(law: Law, study: StudySpec, best: Optimum, spread: Uncertainty) 
     out = {}
     for k, parameter in enumerate(law.parameters):
         if best.free_P[k]:
-            estimate, se, low, high = parameter_limits(
-                best.theta_P[k], spread.covariance_PP[k, k], t, parameter.log
-            )
-            if (
-                parameter.name in best.active_bounds
-            ):  # the jackknife does not move it: the draws say how far it may be
+            estimate, se, low, high = parameter_limits(best.theta_P[k], spread.covariance_PP[k, k], t, parameter.log)
+            if parameter.name in best.active_bounds:  # the jackknife does not move it: the draws say how far it may be
                 draws_R = np.exp(spread.draws_RP[:, k]) if parameter.log else spread.draws_RP[:, k]
-                low, high = np.quantile(
-                    draws_R, [0.5 - study.intervals.level / 2, 0.5 + study.intervals.level / 2]
-                )
+                low, high = np.quantile(draws_R, [0.5 - study.intervals.level / 2, 0.5 + study.intervals.level / 2])
                 se = float("nan")
             unit = parameter.unit.format(x=study.size.unit, y=study.loss.unit if study.loss else "")
             meaning = parameter.meaning.format(x=study.size.unit)

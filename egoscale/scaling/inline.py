@@ -65,9 +65,7 @@ def figure_svg(figure: Figure, name: str) -> str:
     # Links of points lead to rows of the table; every other reference stays inside this picture.
     svg = re.sub(r'href="#(?!cell-)', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = svg.replace(
-        "'Liberation Sans', 'DejaVu Sans'", "'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
-    )
+    svg = svg.replace("'Liberation Sans', 'DejaVu Sans'", "'Helvetica Neue', Arial, 'Liberation Sans', sans-serif")
     for colour, variable in _THEME.items():
         svg = svg.replace(colour, variable)
     title = escape(figure.axes[0].get_title(loc="left") if figure.axes else name)
@@ -82,9 +80,7 @@ def media(source: str | Path, words: str) -> str:
         if path.suffix.lower() not in _MEDIA:
             raise ValueError(f"clip {path}: {path.suffix or 'no suffix'} is not one of {', '.join(_MEDIA)}")
         if not path.is_file():
-            raise FileNotFoundError(
-                f"clip {path}: no such file; run `evaluate` with num_rollout_clips above 0"
-            )
+            raise FileNotFoundError(f"clip {path}: no such file; run `evaluate` with num_rollout_clips above 0")
         uri = f"data:{_MEDIA[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
     alt = escape(words, quote=True)
     if uri.startswith("data:video"):
@@ -114,9 +110,7 @@ def curves_svg(curves: Sequence[Curve]) -> str:
     parts = []
     for v in _ticks(min(ys), max(ys), log):
         y = py(v)
-        parts.append(
-            f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-        )
+        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{v:.3g}</text>')
     for s, anchor in ((x0, "start"), (x1, "end")):
         parts.append(f'<text x="{px(s):.1f}" y="{height - 6}" text-anchor="{anchor}">{s:,.0f} steps</text>')

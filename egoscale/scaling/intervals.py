@@ -5,7 +5,6 @@ Coverage of nominal 95 % for the slope (3 seeds / 1 seed a size, run-to-run SD 0
 the default.
 """
 
-# ruff: noqa: N815  (fields carry shape suffixes)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -109,16 +108,12 @@ def _run_sd(law: Law, cells: Cells, best: Optimum) -> float:
 
 def simulate(law: Law, cells: Cells, theta_RP: Array, run_sd: float, rng: np.random.Generator) -> Array:
     """New outcomes [R, N] at the same cells: noise shared within a run, then binomial noise."""
-    eta_RN = (
-        law.eta(theta_RP, cells.x) + rng.normal(0, run_sd, (len(theta_RP), cells.num_runs))[:, cells.run_N]
-    )
+    eta_RN = law.eta(theta_RP, cells.x) + rng.normal(0, run_sd, (len(theta_RP), cells.num_runs))[:, cells.run_N]
     mean = unlink(law, eta_RN)
     return rng.binomial(cells.n_N.astype(int), mean) / cells.n_N if law.link == "logit" else mean
 
 
-def band(
-    law: Law, u: Uncertainty, theta_P: Array, x: dict[str, Array], level: float
-) -> tuple[Array, Array, Array]:
+def band(law: Law, u: Uncertainty, theta_P: Array, x: dict[str, Array], level: float) -> tuple[Array, Array, Array]:
     """Estimate and confidence limits [N] of the mean at `x`: t times the bootstrap error on the link scale.
 
     Percentiles of so few runs are too narrow: they covered .90, this .93 (1,000 tables, 5 sizes x 3 seeds).

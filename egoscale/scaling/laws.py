@@ -103,9 +103,7 @@ class LogitLogHours(Law):
         a = np.log(level / (1 - level))
         rows = [(a - b * centre[0] - c * centre[1], b, c) for b, c in grid]
         free_P = self.free(x)
-        return np.unique(
-            np.array(rows) * free_P if free_P[2] else [(r[0], r[1], 0.0) for r in rows[1::4]], axis=0
-        )
+        return np.unique(np.array(rows) * free_P if free_P[2] else [(r[0], r[1], 0.0) for r in rows[1::4]], axis=0)
 
     def free(self, x: X) -> NDArray[np.bool_]:
         return np.array([True, True, len(np.unique(x["demos"])) > 1])
@@ -162,16 +160,12 @@ class PowerOffset(Law):
 
     def gradient(self, theta_BP: Array, x: X) -> Array:
         h = np.log(x["hours"])
-        share = np.exp(
-            theta_BP[:, [0]] - theta_BP[:, [1]] * h - self.eta(theta_BP, x)
-        )  # of the reducible part
+        share = np.exp(theta_BP[:, [0]] - theta_BP[:, [1]] * h - self.eta(theta_BP, x))  # of the reducible part
         return np.stack([share, -share * h, 1 - share], axis=-1)
 
     def starts(self, x: X, y_N: Array) -> Array:
         rows = []
-        for exponent in np.geomspace(
-            0.02, 3.0, 32
-        ):  # for each exponent A and E by least squares, kept positive
+        for exponent in np.geomspace(0.02, 3.0, 32):  # for each exponent A and E by least squares, kept positive
             basis = np.stack([x["hours"] ** -exponent, np.ones_like(y_N)], axis=1)
             amplitude, floor = np.linalg.lstsq(basis, y_N, rcond=None)[0]
             small = 1e-3 * y_N.min()

@@ -31,11 +31,7 @@ def success_panel(
 ) -> tuple[float, Ends]:
     successes, trials = count_columns(study, one.task)
     demos = study.demos.column if study.demos else None
-    rows = (
-        above_zero(in_group(table, one.group), study)
-        .drop_nulls([successes, trials])
-        .filter(pl.col(trials) > 0)
-    )
+    rows = above_zero(in_group(table, one.group), study).drop_nulls([successes, trials]).filter(pl.col(trials) > 0)
     counts = sorted(rows[demos].unique().to_list()) if demos else [1]
     sizes = np.sort(rows[study.size.column].unique().to_numpy())
     top = 0.0
@@ -76,12 +72,8 @@ def one_height(panels: Sequence[Axes], drawn: Sequence[tuple[float, Ends]]) -> N
         direct_labels(axes, ends)
 
 
-def dots(
-    axes: Axes, hours: Array, values: Array, colour: str, marker: str, urls: Sequence[str | None]
-) -> None:
-    points = axes.scatter(
-        hours, values, s=13, marker=marker, color=colour, alpha=0.45, linewidths=0, zorder=3
-    )
+def dots(axes: Axes, hours: Array, values: Array, colour: str, marker: str, urls: Sequence[str | None]) -> None:
+    points = axes.scatter(hours, values, s=13, marker=marker, color=colour, alpha=0.45, linewidths=0, zorder=3)
     points.set_urls([url or "" for url in urls] if any(urls) else [])
 
 
@@ -96,9 +88,7 @@ def _means(
     marker: str,
 ) -> None:
     pooled = (
-        rows.group_by(study.size.column)
-        .agg(pl.col(counts[0]).sum(), pl.col(counts[1]).sum())
-        .sort(study.size.column)
+        rows.group_by(study.size.column).agg(pl.col(counts[0]).sum(), pl.col(counts[1]).sum()).sort(study.size.column)
     )
     hours, s, n = (pooled[c].to_numpy() for c in (study.size.column, *counts))
     low, high = wilson(s, n, study.intervals.level)
@@ -155,9 +145,7 @@ def _scratch(
             elinewidth=1.4,
             zorder=5,
         )
-        axes.plot(
-            [zero, sizes[-1]], [rate[0]] * 2, color=colour, lw=0.9, ls=(0, (1, 3)), alpha=0.75, zorder=1
-        )
+        axes.plot([zero, sizes[-1]], [rate[0]] * 2, color=colour, lw=0.9, ls=(0, (1, 3)), alpha=0.75, zorder=1)
     return True
 
 
@@ -169,9 +157,7 @@ def _zero(sizes: Array) -> float:
 def curve_hours(one: Fit, study: StudySpec) -> Array:
     assert one.cells_ is not None
     sizes = one.cells_.sizes_S
-    ahead = [
-        f for f in study.forecasts if sizes[-1] < f <= 4 * sizes[-1]
-    ]  # further out the band says nothing new
+    ahead = [f for f in study.forecasts if sizes[-1] < f <= 4 * sizes[-1]]  # further out the band says nothing new
     last = max([1.25 * sizes[-1], *ahead])
     return np.unique(np.r_[np.geomspace(sizes[0] / 1.12, last, 160), sizes[-1]])
 

@@ -44,9 +44,7 @@ def success_figure(
     """
     shown = [fit, *[o for o in others if o.law.outcome == "success"]]
     with mpl.rc_context(STYLE):
-        figure = Figure(
-            figsize=(4.6 + 3.9 * (len(shown) - 1) if len(shown) > 1 else 7.2, 4.3), layout="constrained"
-        )
+        figure = Figure(figsize=(4.6 + 3.9 * (len(shown) - 1) if len(shown) > 1 else 7.2, 4.3), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         drawn = []
@@ -83,9 +81,7 @@ def tasks_figure(table: pl.DataFrame, fits: Mapping[str, Fit], study: StudySpec)
 def loss_figure(table: pl.DataFrame, fits: Sequence[Fit], study: StudySpec) -> Figure:
     """Loss against hours for one group: each law with its band, and the largest size predicted without it."""
     if study.loss is None:
-        raise ValueError(
-            f"study {study.name} has no [loss] table: there is no loss to draw; add it to study.toml"
-        )
+        raise ValueError(f"study {study.name} has no [loss] table: there is no loss to draw; add it to study.toml")
     loss = study.loss
     losses = [f for f in fits if f.law.outcome == "loss"]
     group = losses[0].group if losses else {}

@@ -31,8 +31,7 @@ CAPTIONS = {
     "the law with its interval by pretraining run; dashed beyond the data. Open marks and dotted "
     "lines: no video at all.",
     "tasks": "The same law fitted to each task by itself.",
-    "loss": "Each law with its interval. Crosses: the largest size as the law predicts it when it "
-    "has not seen it.",
+    "loss": "Each law with its interval. Crosses: the largest size as the law predicts it when it has not seen it.",
 }
 
 
@@ -75,9 +74,7 @@ def write_report(
     clip.
     """
     if not fits:
-        raise ValueError(
-            f"{out_html}: a report needs at least one fit of study {study.name}, even a refused one"
-        )
+        raise ValueError(f"{out_html}: a report needs at least one fit of study {study.name}, even a refused one")
     shown = list(figures.items())
     parts = [
         _head(study, runs_info),
@@ -111,9 +108,7 @@ def write_report(
 
 def _head(study: StudySpec, runs: RunsInfo | None) -> str:
     counts = ", ".join(f"{n} {state}" for state, n in (runs.counts if runs else {}).items())
-    eyebrow = f"egoscale study <code>{escape(study.name)}</code>" + (
-        f" · runs: {escape(counts)}" if counts else ""
-    )
+    eyebrow = f"egoscale study <code>{escape(study.name)}</code>" + (f" · runs: {escape(counts)}" if counts else "")
     return (
         f'<p class="eyebrow">{eyebrow}</p><h1>{escape(study.title)}</h1>'
         f'<p class="question">{escape(study.question)}</p>'
@@ -138,9 +133,7 @@ def _warnings(fits: Sequence[Fit], study: StudySpec) -> str:
     if rest:
         out += f"<details><summary>{len(rest)} more about the other laws and groups</summary>"
         out += f'<ul class="notices">{_notices(rest, about)}</ul></details>'
-    return (
-        out + "</section>" if about else '<section id="warnings"><p class="small">No warnings.</p></section>'
-    )
+    return out + "</section>" if about else '<section id="warnings"><p class="small">No warnings.</p></section>'
 
 
 def _notices(notices: Sequence[Notice], about: Mapping[Notice, Sequence[str]]) -> str:
@@ -190,9 +183,7 @@ def _baseline_words(fit: Fit) -> str:
     rates = [(b["demos"], b["rate"]) for b in fit.baseline_ if b["rate"] is not None]
     if not rates:
         return ""
-    words = ", ".join(
-        f"{percent(rate)}" + (f" with {demos:g} demos" if demos else "") for demos, rate in rates
-    )
+    words = ", ".join(f"{percent(rate)}" + (f" with {demos:g} demos" if demos else "") for demos, rate in rates)
     return f" Without any video ({escape(fit.study.baseline.label)}): {words}."
 
 
@@ -249,9 +240,7 @@ def _other_laws(fits: Sequence[Fit]) -> str:
 def _how(study: StudySpec, fit: Fit, runs: RunsInfo, table: pl.DataFrame) -> str:
     spread = fit.uncertainty_
     facts: dict[str, str] = dict(runs.recipe)
-    seeds = runs.seeds or (
-        sorted(table["seed"].drop_nulls().unique().to_list()) if "seed" in table.columns else []
-    )
+    seeds = runs.seeds or (sorted(table["seed"].drop_nulls().unique().to_list()) if "seed" in table.columns else [])
     facts["seeds"] = ", ".join(map(str, seeds)) or "-"
     facts["resampling unit"] = f"one pretraining run: {', '.join(study.run)}"
     if spread is not None:
@@ -260,12 +249,8 @@ def _how(study: StudySpec, fit: Fit, runs: RunsInfo, table: pl.DataFrame) -> str
             f"with {spread.freedom} degrees of freedom; curves: {spread.method}, "
             f"{study.intervals.replicates:,} replicates"
         )
-        facts["run-to-run spread"] = (
-            f"{spread.run_sd:.3g} ({'log-odds' if fit.law.link == 'logit' else 'link scale'})"
-        )
-        facts["optimum"] = (
-            f"{100 * fit.convergence_['share_of_starts_at_optimum']:.0f} % of the starts reach it"
-        )
+        facts["run-to-run spread"] = f"{spread.run_sd:.3g} ({'log-odds' if fit.law.link == 'logit' else 'link scale'})"
+        facts["optimum"] = f"{100 * fit.convergence_['share_of_starts_at_optimum']:.0f} % of the starts reach it"
     facts |= runs.facts
     if runs.versions:
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in runs.versions.items())

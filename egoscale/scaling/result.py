@@ -56,12 +56,8 @@ class Fit:
         cells, best, spread = self.fitted()
         hours_N = np.atleast_1d(np.asarray(hours, dtype=float))
         if (hours_N <= 0).any():
-            raise ValueError(
-                f"hours = {hours_N.min():g}: {self.law.formula} needs hours above 0; see `baseline_`"
-            )
-        demos_D = (
-            np.unique(cells.x["demos"]) if demos is None else np.atleast_1d(np.asarray(demos, dtype=float))
-        )
+            raise ValueError(f"hours = {hours_N.min():g}: {self.law.formula} needs hours above 0; see `baseline_`")
+        demos_D = np.unique(cells.x["demos"]) if demos is None else np.atleast_1d(np.asarray(demos, dtype=float))
         x = {"hours": np.tile(hours_N, len(demos_D)), "demos": np.repeat(demos_D, len(hours_N))}
         mean, low, high = band(self.law, spread, best.theta_P, x, level or self.study.intervals.level)
         beyond = (x["hours"] > cells.sizes_S[-1]) | (x["hours"] < cells.sizes_S[0])

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 MIN_SIZES = 3
 FAR_HORIZON = 3.0  # forecasts beyond 3x the largest size (research/anchors-laws, "Warn")
-FEW_EPISODES = (
-    300  # per size: 10 points at 80 % power need 293-387 episodes an arm (research/anchors-laws, "Inverse")
-)
+FEW_EPISODES = 300  # per size: 10 points at 80 % power need 293-387 episodes an arm (research/anchors-laws, "Inverse")
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,7 @@ def columns_present(case: Case) -> Finding:
     if case.law.outcome == "loss" and case.study.loss is None:
         return _error(
             "E_NO_LOSS",
-            f"study {case.study.name} asks for the law {case.law.name}, which fits a loss, but names "
-            "no loss column.",
+            f"study {case.study.name} asks for the law {case.law.name}, which fits a loss, but names no loss column.",
             "Add a [loss] table (column, unit, direction) to study.toml, or take the law out of `laws`.",
         )
     missing = [c for c in needed_columns(case.study, case.law, case.task) if c not in case.rows.columns]
@@ -146,8 +143,7 @@ def demos_valid(case: Case) -> Finding:
         return None
     return _error(
         "E_DEMOS",
-        f"{bad.sum()} row(s) have {case.study.demos.column} = {demos.filter(bad)[0]} and the law "
-        "takes its logarithm.",
+        f"{bad.sum()} row(s) have {case.study.demos.column} = {demos.filter(bad)[0]} and the law takes its logarithm.",
         "Leave cells without demonstrations out of the law, or fit a study whose x has no demonstrations.",
     )
 
@@ -184,8 +180,7 @@ def cells_unique(case: Case) -> Finding:
     return _error(
         "E_DUPLICATE",
         f"{twice.height} cell(s) stand in the table more than once, for example {cell}.",
-        "One row per cell: filter the table to one evaluation, or add what differs to the study's "
-        "`run` columns.",
+        "One row per cell: filter the table to one evaluation, or add what differs to the study's `run` columns.",
     )
 
 
@@ -203,8 +198,7 @@ def enough_sizes(case: Case) -> Finding:
             "E_PARAMETERS",
             f"{case.law.name} has {case.law.size_parameters} parameters along {case.size} and the "
             f"table {len(sizes)} sizes.",
-            f"Fit a law with fewer parameters, or run {case.law.size_parameters + 1 - len(sizes)} "
-            "more size(s).",
+            f"Fit a law with fewer parameters, or run {case.law.size_parameters + 1 - len(sizes)} more size(s).",
         )
     return None
 

@@ -43,9 +43,7 @@ def hold_out(law: Law, cells: Cells, study: StudySpec) -> HoldOut | None:
     smooth = 0.5 if law.outcome == "success" else 0.0
     for baseline in BASELINES:
         if law.outcome in baseline.outcomes:
-            scores[baseline.name] = score(
-                baseline.predict(seen.x, seen.y_N, seen.n_N, ahead.x, smooth), ahead
-            )
+            scores[baseline.name] = score(baseline.predict(seen.x, seen.y_N, seen.n_N, ahead.x, smooth), ahead)
     sign = 1 if law.outcome == "success" else -1
     rows = []
     for hours, demos in sorted({(h, d) for h, d in zip(ahead.x["hours"], ahead.x["demos"], strict=True)}):

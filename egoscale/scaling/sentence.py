@@ -83,9 +83,7 @@ def summary(fit: Fit) -> str:
         low, high = p["ci95"]
         lines.append(f"  {name:6} {p['estimate']:10.4g}  {level} {low:.4g} to {high:.4g}  {p['unit']}")
     assert fit.cells_ is not None
-    lines.append(
-        f"  {len(fit.cells_.y_N)} cells, {fit.cells_.num_runs} runs, {len(fit.cells_.sizes_S)} sizes"
-    )
+    lines.append(f"  {len(fit.cells_.y_N)} cells, {fit.cells_.num_runs} runs, {len(fit.cells_.sizes_S)} sizes")
     if fit.holdout_:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in fit.holdout_["scores"].items())
         held = ", ".join(f"{s:g}" for s in fit.holdout_["sizes"])

@@ -78,9 +78,7 @@ class StudySpec(Spec):
     loss: LossSpec | None = None
     run: tuple[str, ...] = Field(default=("arm", "hours", "seed"), min_length=1)
     group: tuple[str, ...] = ("arm",)  # one law per value of these columns
-    labels: dict[str, str] = Field(
-        default_factory=dict
-    )  # words for values of the group columns; the first leads
+    labels: dict[str, str] = Field(default_factory=dict)  # words for values of the group columns; the first leads
     baseline: BaselineSpec = BaselineSpec()
     laws: tuple[LawName, ...] = Field(default=("logit-log-hours",), min_length=1)
     intervals: IntervalSpec = IntervalSpec()
@@ -94,8 +92,7 @@ class StudySpec(Spec):
             raise ValueError(f"x names a column twice: {', '.join(columns)}; name each once")
         if self.size.column not in self.run:
             raise ValueError(
-                f"run = {list(self.run)} lacks {self.size.column!r}: runs of other sizes would be "
-                "pooled; add it"
+                f"run = {list(self.run)} lacks {self.size.column!r}: runs of other sizes would be pooled; add it"
             )
         bad = [size for size in self.forecasts if size <= 0]
         if bad:

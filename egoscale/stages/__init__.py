@@ -65,7 +65,6 @@ def execute(run_path: str, report: Callable[[Mapping[str, Any]], None] | None = 
         run.event("start")
         result = stage(run.stage)(Work.of(run, report))
         run.finish(result)
-        run.event("end")
 
 
 def dry_run(recipe: Any) -> list[str]:

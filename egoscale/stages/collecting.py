@@ -41,9 +41,7 @@ def select(work: Work) -> dict[str, Any]:
         pl.read_parquet(work.input("catalog") / "catalog.parquet"), work.recipe(SelectRecipe)
     )
     if not selection["selected"].any():
-        raise ValueError(
-            f"{work.run}: no clip passes the rules of `select`; see the ledger of lost hours: {json.dumps(ledger['lost'])}"
-        )
+        raise ValueError(f"{work.run}: no clip passes the rules of `select`; hours lost: {json.dumps(ledger['lost'])}")
     selection.write_parquet(work.out / "selection.parquet")
     write_whole(work.out / "ledger.json", json.dumps(ledger, indent=1))
     return {"ledger": ledger}

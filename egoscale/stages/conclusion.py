@@ -23,7 +23,18 @@ from egoscale.sweep.ledger import collect
 from egoscale.sweep.plan import Plan
 
 CURVES = {"tokenizer": "psnr_db", "latent-action": "unexplained", "world": "agent", "finetune": "loss"}
-PACKAGES = ("egoscale", "torch", "deepspeed", "decord", "av", "datasets", "polars", "statsmodels", "mlflow", "mujoco")
+PACKAGES = (
+    "egoscale",
+    "torch",
+    "deepspeed",
+    "decord",
+    "av",
+    "datasets",
+    "polars",
+    "statsmodels",
+    "mlflow",
+    "mujoco",
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,10 @@ def _pretrained(sweep: SweepRecipe, plan: Plan, root: Path) -> Conclusion:
     out.mkdir(parents=True, exist_ok=True)
     table.write_csv(out / "table.csv")
     with pl.Config(tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_width_chars=140):
-        lines = (f"{sweep.name}: {len(rows)} world models pretrained; no robot, so no law of success", str(table))
+        lines = (
+            f"{sweep.name}: {len(rows)} world models pretrained; no robot, so no law of success",
+            str(table),
+        )
     return Conclusion(lines, out / "table.csv", ())
 
 
@@ -98,12 +112,15 @@ def _text_table(table: pl.DataFrame) -> str:
     keys = ["arm", "hours", "demos"]
     for (arm, hours, demos), cells in table.group_by(keys, maintain_order=True):
         done = cells.drop_nulls("trials")
-        seeds = "  ".join(f"{s / n:4.0%}" for s, n in done.select("successes", "trials").rows())
-        successes, trials = done["successes"].sum(), done["trials"].sum()
-        loss = done["prior_loss"].mean()
-        shown = f"{successes / trials:6.1%} of {trials}" if trials else "missing"
-        learned = f"{loss:.3f}" if loss is not None else "-"
-        rows.append(f"{arm!s:8} {hours:>6g} h {demos:>5} demos   {shown:16}  unexplained {learned:6}  by seed {seeds}")
+        counts = done.select("successes", "trials").rows()
+        seeds = "  ".join(f"{successes / trials:4.0%}" for successes, trials in counts)
+        total = sum(trials for _, trials in counts)
+        shown = f"{sum(s for s, _ in counts) / total:6.1%} of {total}" if total else "missing"
+        losses = [float(loss) for loss in done["prior_loss"].drop_nulls()]
+        learned = f"{sum(losses) / len(losses):.3f}" if losses else "-"
+        rows.append(
+            f"{arm!s:8} {float(str(hours)):>6g} h {demos!s:>5} demos   {shown:16}  unexplained {learned:6}  by seed {seeds}"
+        )
     return "\n".join(rows)
 
 
@@ -137,7 +154,12 @@ def _clips(sweep: SweepRecipe, plan: Plan, root: Path) -> Iterator[Clip]:
     for hours in (min(sweep.grid.hours), max(sweep.grid.hours)):
         for job in plan.cells:
             labels = job.labels
-            if (labels["arm"], labels["hours"], labels["demos"], labels["seed"]) != ("latent", hours, demos, seeds):
+            if (labels["arm"], labels["hours"], labels["demos"], labels["seed"]) != (
+                "latent",
+                hours,
+                demos,
+                seeds,
+            ):
                 continue
             run = job.run(root)
             for shown in (run.result() or {}).get("rollouts", []):
@@ -173,7 +195,7 @@ def _runs_info(sweep: SweepRecipe, plan: Plan, root: Path) -> RunsInfo:
     facts = {
         "video": f"{_filmed(plan, root)}",
         "finished": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-        "machine": f"{platform.processor() or platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "commit": _commit(),
     }
     return RunsInfo(recipe, versions, sweep.grid.seeds, counts, {k: v for k, v in facts.items() if v})

@@ -29,7 +29,12 @@ def cost(recipe: Any) -> list[str]:
     """
     if isinstance(recipe, TokenizerRecipe):
         given = recipe.tokenizer.model_dump(exclude={"kind"})
-        return _lines(recipe, lambda: VideoTokenizer(**given), tokenizer_flops(given) * recipe.window_frames, recipe.window_frames)
+        return _lines(
+            recipe,
+            lambda: VideoTokenizer(**given),
+            tokenizer_flops(given) * recipe.window_frames,
+            recipe.window_frames,
+        )
     latents = VideoTokenizerSpec()
     sizes = {"num_latents": latents.num_latents, "latent_dim": latents.latent_dim}
     if isinstance(recipe, LatentActionRecipe):
@@ -40,14 +45,23 @@ def cost(recipe: Any) -> list[str]:
         }
         return _lines(recipe, lambda: LatentActionModel(**given), latent_action_flops(given), 2, sizes)
     if isinstance(recipe, WorldRecipe):
-        given = {**recipe.model.model_dump(), **sizes, "action_dim": CODE_DIM, "num_strides": len(recipe.strides_frames)}
+        given = {
+            **recipe.model.model_dump(),
+            **sizes,
+            "action_dim": CODE_DIM,
+            "num_strides": len(recipe.strides_frames),
+        }
         frames = recipe.model.context_frames + recipe.agent_frames
         return _lines(recipe, lambda: WorldModel(**given), world_flops(given, recipe.agent_frames), frames, sizes)
     raise ValueError(f"stage {recipe.stage!r}: --dry-run knows tokenizer, latent-action and world recipes")
 
 
 def _lines(
-    recipe: Any, build: Callable[[], nn.Module], forward: float, frames: int, assumed: dict[str, int] | None = None
+    recipe: Any,
+    build: Callable[[], nn.Module],
+    forward: float,
+    frames: int,
+    assumed: dict[str, int] | None = None,
 ) -> list[str]:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build().parameters())
@@ -71,5 +85,6 @@ def _lines(
         epochs = ", ".join(f"{seen / (hours * 3600 * hz):.3g} at {hz} Hz" for hz in VIDEO_HZ)
         lines.append(f"epochs           {epochs} over {hours:g} unique hours")
     if assumed:
-        lines.append(f"assumed          a tokenizer of {assumed['num_latents']} x {assumed['latent_dim']} latents a frame")
+        shape = f"{assumed['num_latents']} x {assumed['latent_dim']}"
+        lines.append(f"assumed          a tokenizer of {shape} latents a frame")
     return lines

@@ -40,7 +40,7 @@ class Driver:
         """Latents [N, 1, L, D] of unrelated frames; float16 in between, as in the shards the policy learnt from."""
         frames = torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))[:, None]
         with inference():
-            parts = [self.tokenizer.encode(some.float() / 255) for some in frames.split(BATCH_FRAMES)]
+            parts = [self.tokenizer.encode(some.float() / 255) for some in torch.split(frames, BATCH_FRAMES)]
         return torch.cat(parts).half().float()
 
     def __call__(self, images: NDArray[np.uint8], state: Floats, instructions: list[str]) -> Floats:

@@ -42,7 +42,9 @@ class DemoSteps:
     proprioception_scale: Normaliser
 
 
-def demo_steps(work: Work, robot: Embodiment, num_demos: int, chunk_steps: int, vocabulary: int, max_words: int) -> DemoSteps:
+def demo_steps(
+    work: Work, robot: Embodiment, num_demos: int, chunk_steps: int, vocabulary: int, max_words: int
+) -> DemoSteps:
     """The first `num_demos` demonstrations; more of them are the same ones and others.
 
     Raises:
@@ -129,7 +131,11 @@ def finetune(work: Work) -> dict[str, Any]:
             "motor_mask": torch.from_numpy(steps.motor_mask[row]).float(),
         }
         if read is None:
-            return {**batch, "latents": torch.from_numpy(steps.latents[row]), "words": torch.from_numpy(steps.words[row])}
+            return {
+                **batch,
+                "latents": torch.from_numpy(steps.latents[row]),
+                "words": torch.from_numpy(steps.words[row]),
+            }
         noise = recipe.read_noise * normal(seed, "finetune/read", step, (size, read.shape[1]))
         return {**batch, "read": read[torch.from_numpy(row)], "read_noise": torch.from_numpy(noise)}
 
@@ -214,5 +220,3 @@ def _train_slot(
         learning_rate_scale=lambda name: 0.0 if name.startswith("world.") else 1.0,
         frames_per_sample=T,
     )
-
-

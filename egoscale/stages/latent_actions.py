@@ -52,7 +52,9 @@ class Pairs:
 
     def at(self, u: NDArray[np.float64]) -> dict[str, Tensor]:
         names, first, stride = self.places(u)
-        frames = [self.shards.window(n, int(f), int(s) + 1)[[0, -1]] for n, f, s in zip(names, first, stride, strict=True)]
+        frames = [
+            self.shards.window(n, int(f), int(s) + 1)[[0, -1]] for n, f, s in zip(names, first, stride, strict=True)
+        ]
         pair_B2ND = torch.from_numpy(np.stack(frames))
         return {"first": pair_B2ND[:, 0], "second": pair_B2ND[:, 1], "stride": torch.from_numpy(stride)}
 
@@ -84,7 +86,7 @@ def latent_action(work: Work) -> dict[str, Any]:
             "beta_scale": torch.full((batch_size,), min(1.0, (step + 1) / anneal)),
         }
 
-    seen = held.at((np.arange(2 * GATE_PAIRS).reshape(-1, 2) * 0.618033988749895 + 0.5) % 1)
+    seen = held.at(draws(0, "latent-action/gate", 0, GATE_PAIRS, 2))
 
     def gate(trained: nn.Module) -> dict[str, float]:
         assert isinstance(trained, LatentActionModel)

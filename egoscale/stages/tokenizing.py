@@ -41,7 +41,9 @@ def tokenizer(work: Work) -> dict[str, Any]:
     folder = work.input("subset")
     clips = ClipFrames(pl.read_parquet(folder / "manifest.parquet"), spec.image_size_px)
     table = WindowTable(clips.clip_ids, clips.num_frames, length)
-    robot = _robot_windows(work, spec.image_size_px, length) if recipe.demo_fraction and "demos" in work.inputs else None
+    robot = (
+        _robot_windows(work, spec.image_size_px, length) if recipe.demo_fraction and "demos" in work.inputs else None
+    )
 
     def chosen(step: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         u = draws(recipe.seed, "tokenizer", step, batch_size, 4)

@@ -75,7 +75,16 @@ class Work:
 
         with ranks() as group:
             result = train(
-                model, spec, batch_at, out, identity, group, self.run.event, self.progress, weights=export, **options
+                model,
+                spec,
+                batch_at,
+                out,
+                identity,
+                group,
+                self.run.event,
+                self.progress,
+                weights=export,
+                **options,
             )
             if group.main:
                 discard_checkpoints(out)

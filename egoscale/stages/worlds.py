@@ -1,4 +1,4 @@
-"""The world stage: latents + latent actions (or tracked hands) -> a world model whose agent tokens read instructions."""
+"""The world stage: latents + latent actions (or tracked hands) -> a world model with agent tokens."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def hand_labels(folder: Path, clips: list[str], strides: tuple[int, ...]) -> Lab
     """Where the tracked hand will be (metres x 10: about unit variance on a table), cut at the end of the take."""
     file = folder / "hands.parquet"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: actions = \"hand\" needs tracked hands beside the video")
+        raise FileNotFoundError(f'{file}: actions = "hand" needs tracked hands beside the video')
     table = pl.read_parquet(file).sort("take_id", "frame")
     tracked = {
         str(take): rows.select("x_m", "y_m", "z_m", "opening").to_numpy().astype(np.float32)
@@ -89,7 +89,7 @@ def hand_labels(folder: Path, clips: list[str], strides: tuple[int, ...]) -> Lab
     for clip in clips:
         take = clip.rsplit("/", 1)[-1]
         if take not in tracked:
-            raise ValueError(f"{file}: no tracked hand for clip {clip!r}; use actions = \"latent\" for this video")
+            raise ValueError(f'{file}: no tracked hand for clip {clip!r}; use actions = "latent" for this video')
         hand = tracked[take] * 10
         t = np.arange(len(hand))
         found[clip] = np.stack([hand[np.minimum(t + k, len(t) - 1)] for k in (1, *strides)], axis=1)
@@ -108,14 +108,17 @@ class Samples:
     clips: list[str]
     window_frames: int
     agent_frames: int
+    first_fraction: float = 0.0
 
     def standard(self, codes: Floats) -> Floats:
         return (codes - self.mean) / self.std
 
-    def batch(self, seed: int, stream: str, step: int, size: int, spec: WorldSpec, latent_noise: float) -> dict[str, Tensor]:
+    def batch(
+        self, seed: int, stream: str, step: int, size: int, spec: WorldSpec, latent_noise: float
+    ) -> dict[str, Tensor]:
         T, M = self.window_frames, self.agent_frames
         table, frames = windows_of(self.shards, self.clips, T), windows_of(self.shards, self.clips, 2)
-        u = draws(seed, stream, step, size, 4 + 2 * T + M)
+        u = draws(seed, stream, step, size, 4 + 2 * T + 2 * M)
         clip, start = table.locate(u[:, 0])
         names = [table.clip_ids[i] for i in clip]
         latents = np.stack([self.shards.window(n, int(s), T) for n, s in zip(names, start, strict=True)])
@@ -125,7 +128,8 @@ class Samples:
             led = np.arange(int(first) - 1, int(first) + T - 1)  # the code of frame t - 1 led to frame t
             actions[row] = self.standard(self.labels.of_clip[name][np.maximum(led, 0)])[:, 0]
             known[row] = led >= 0
-        agent_clip, agent_frame = frames.locate(u[:, 4 + 2 * T :])
+        agent_clip, agent_frame = frames.locate(u[:, 4 + 2 * T : 4 + 2 * T + M])
+        agent_frame = np.where(u[:, 4 + 2 * T + M :] < self.first_fraction, 0, agent_frame)
         chosen = [[frames.clip_ids[i] for i in row] for row in agent_clip]
         seen = np.stack(
             [
@@ -158,7 +162,9 @@ class Samples:
 
 def narrations(folder: Path, which: str, spec: WorldSpec) -> dict[str, list[int]]:
     """Word ids of each clip's narration (its task where it has none)."""
-    table = pl.read_parquet(folder / f"{which}.parquet").select("clip_id", pl.coalesce("narration", "task").fill_null(""))
+    table = pl.read_parquet(folder / f"{which}.parquet").select(
+        "clip_id", pl.coalesce("narration", "task").fill_null("")
+    )
     return {clip: word_ids(text, spec.vocabulary_size, spec.max_words) for clip, text in table.rows()}
 
 
@@ -188,7 +194,15 @@ def world(work: Work) -> dict[str, Any]:
 
     def samples(which: str, clips: list[str], of: Labels) -> Samples:
         return Samples(
-            shards, of, narrations(subset, which, spec), mean, std, clips, window, recipe.agent_frames
+            shards,
+            of,
+            narrations(subset, which, spec),
+            mean,
+            std,
+            clips,
+            window,
+            recipe.agent_frames,
+            recipe.first_frame_fraction,
         )
 
     training, heldout = samples("manifest", train_clips, known), samples("heldout", held_clips, held_known)
@@ -200,7 +214,9 @@ def world(work: Work) -> dict[str, Any]:
         device = next(model.parameters()).device
         on_device = {name: tensor.to(device) for name, tensor in checked.items()}
         loss = model.dynamics_loss({**on_device, "shortcut": torch.zeros_like(on_device["shortcut"])})
-        codes, _ = model.agent(on_device["agent_latents"].flatten(0, 1)[:, None], on_device["agent_words"].flatten(0, 1))
+        codes, _ = model.agent(
+            on_device["agent_latents"].flatten(0, 1)[:, None], on_device["agent_words"].flatten(0, 1)
+        )
         wanted = on_device["agent_codes"].flatten(0, 1)
         unexplained = (codes[:, 0] - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean()
         return {"world_loss": float(loss), "prior_loss": float(unexplained)}

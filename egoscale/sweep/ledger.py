@@ -84,9 +84,7 @@ class RunFolder:
         """An existing run. FileNotFoundError where there is none, RecipeError where it is half written."""
         run = cls(Path(path).resolve())
         if not run.path.is_dir():
-            raise FileNotFoundError(
-                f"{path}: there is no such run folder; `egoscale sweep status` lists the runs"
-            )
+            raise FileNotFoundError(f"{path}: there is no such run folder; `egoscale sweep status` lists the runs")
         for name in ("recipe.toml", "inputs.json"):
             if not (run.path / name).is_file():
                 raise RecipeError(
@@ -100,9 +98,7 @@ class RunFolder:
     def recipe(self) -> StageRecipe:
         recipe = load_recipe(self.path / "recipe.toml")
         if recipe.stage == "sweep" or recipe.stage != self.stage:
-            raise RecipeError(
-                f"{self.path / 'recipe.toml'}: a {recipe.stage} recipe in a {self.stage} folder"
-            )
+            raise RecipeError(f"{self.path / 'recipe.toml'}: a {recipe.stage} recipe in a {self.stage} folder")
         return recipe
 
     def inputs(self) -> dict[str, RunFolder]:

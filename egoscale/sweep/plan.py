@@ -145,9 +145,7 @@ def plan(sweep: SweepRecipe) -> Plan:
         world, latent = pretrained(arm, hours, seed) if hours > 0 else (None, None)
         assert sweep.finetune is not None and sweep.evaluate is not None  # _check
         recipe = sweep.finetune.model_copy(update={"num_demos": num_demos, "seed": seed, "arm": arm})
-        policy = job(
-            recipe, labels, encode=encode, demos=demos, tokenizer=tokenizer, world=world, latent_action=latent
-        )
+        policy = job(recipe, labels, encode=encode, demos=demos, tokenizer=tokenizer, world=world, latent_action=latent)
         cells.append(job(sweep.evaluate, labels, finetune=policy, tokenizer=tokenizer))
     return Plan(sweep, jobs, tuple(dict.fromkeys(cells)))
 
@@ -177,13 +175,9 @@ def _check(sweep: SweepRecipe) -> None:
     for key in ("hours", "seeds", "arms", *(["demos"] if grid.demos else [])):
         values = getattr(grid, key)
         if not values or len(set(values)) != len(values):
-            raise RecipeError(
-                f"{name}: key `grid.{key}` = {list(values)}: must list one value or more, each once"
-            )
+            raise RecipeError(f"{name}: key `grid.{key}` = {list(values)}: must list one value or more, each once")
     if not all(0 <= hours < float("inf") for hours in grid.hours):
-        raise RecipeError(
-            f"{name}: key `grid.hours` = {list(grid.hours)}: hours are 0 (from scratch) or more"
-        )
+        raise RecipeError(f"{name}: key `grid.hours` = {list(grid.hours)}: hours are 0 (from scratch) or more")
     _check_cells(sweep, name)
     if not sweep.catalog.sources:
         raise RecipeError(f'{name}: key `catalog.sources` is empty: name a folder, or path = "" for the film')

@@ -126,9 +126,7 @@ class Bars:
 
     def started(self, job: Job) -> None:
         self._starts[job.key] = time.monotonic()
-        self._tasks[job.key] = self._progress.add_task(
-            f"  {job.title()}", total=None, counts="", note="starting"
-        )
+        self._tasks[job.key] = self._progress.add_task(f"  {job.title()}", total=None, counts="", note="starting")
 
     def reported(self, job: Job, report: Mapping[str, Any]) -> None:
         done, total, unit, rate = _pace(report, time.monotonic() - self._starts[job.key])
@@ -144,9 +142,7 @@ class Bars:
 
     def standing(self, done: int, total: int, left_s: float) -> None:
         note = f"about {duration(left_s)} left" if done < total else ""
-        self._progress.update(
-            self._whole, completed=done, total=total, counts=f"{done}/{total} jobs", note=note
-        )
+        self._progress.update(self._whole, completed=done, total=total, counts=f"{done}/{total} jobs", note=note)
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
@@ -175,9 +171,7 @@ class Lines:
 
     def ended(self, job: Job, state: str, seconds: float, reason: str) -> None:
         self._paces.pop(job.key, None)
-        self.say(
-            f"{job.title()} ({job}) {state} after {duration(seconds)}" + (f": {reason}" if reason else "")
-        )
+        self.say(f"{job.title()} ({job}) {state} after {duration(seconds)}" + (f": {reason}" if reason else ""))
 
     def standing(self, done: int, total: int, left_s: float) -> None:
         standing = f"{done}/{total} jobs done" + (f", about {duration(left_s)} left" if done < total else "")

@@ -83,9 +83,7 @@ def work(run_path: str, execute: str, connection: Connection, threads: int) -> N
     Messages are {"report": ...} and at the end {"outcome": ..., "reason": str}; an outcome is done, failed,
     locked, requeue or interrupted.
     """
-    os.setpgid(
-        0, 0
-    )  # a terminal's Ctrl-C goes to the sweep alone, which tells its workers; children of ours come too
+    os.setpgid(0, 0)  # a terminal's Ctrl-C goes to the sweep alone, which tells its workers; children of ours come too
     threading.Thread(target=_follow_parent, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)

@@ -65,11 +65,7 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
     """Keys at which two nested dicts differ, with both values."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = sorted(one.keys() | other.keys())
-        return [
-            d
-            for k in keys
-            for d in differences(one.get(k), other.get(k), f"{place}.{k}" if place else str(k))
-        ]
+        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{place}.{k}" if place else str(k))]
     return [] if one == other else [f"{place}: {one!r} in the checkpoint, {other!r} now"]
 
 
@@ -103,9 +99,7 @@ class Checkpoints:
         write(temporary)
         self.ranks.barrier()
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        mine = files[
-            self.ranks.rank :: self.ranks.world_size
-        ]  # reading back large files is shared by all ranks
+        mine = files[self.ranks.rank :: self.ranks.world_size]  # reading back large files is shared by all ranks
         for path in mine:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -126,9 +120,7 @@ class Checkpoints:
             write_text(self.folder / "latest", final.name)
             write_text(self.out / MARK, str(step))
             older = [path for path in self._found() if path.name <= final.name]
-            ahead = [
-                path for path in self._found() if path.name > final.name
-            ]  # damaged ones that were passed over
+            ahead = [path for path in self._found() if path.name > final.name]  # damaged ones that were passed over
             for old in older[self.keep_last :] + ahead:
                 shutil.rmtree(old, ignore_errors=True)
             self.event("save", step=step)
@@ -159,9 +151,7 @@ class Checkpoints:
         except DamagedError:
             seen = False
         if not self.ranks.all_true(seen):
-            raise ValueError(
-                f"not every rank sees {path} as rank 0 does: put the runs on a file system shared by all"
-            )
+            raise ValueError(f"not every rank sees {path} as rank 0 does: put the runs on a file system shared by all")
         state = read(path)
         self.event("resume", step=manifest["step"], checkpoint=name)
         return state

@@ -37,9 +37,7 @@ def _deepspeed() -> Any:
     """Import DeepSpeed without its baggage: no MLflow (1 s), no accelerator guessing, no C++ compilation on
     CPU."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    hidden = (
-        "mlflow" not in sys.modules
-    )  # its autotuner imports MLflow if it can, and does without if it cannot
+    hidden = "mlflow" not in sys.modules  # its autotuner imports MLflow if it can, and does without if it cannot
     if hidden:
         sys.modules["mlflow"] = None  # type: ignore[assignment]
     try:
@@ -52,9 +50,7 @@ def _deepspeed() -> Any:
     if os.environ["DS_ACCELERATOR"] == "cpu":
         # Asked for this table, DeepSpeed runs the C compiler to fill it, and then builds shm_comm (44 s).
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.addFilter(
-        lambda record: "OVERFLOW" not in record.getMessage()
-    )  # reported by guards.py
+    deepspeed.utils.logger.addFilter(lambda record: "OVERFLOW" not in record.getMessage())  # reported by guards.py
     for message in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", message=f".*{message}.*deprecated", category=FutureWarning)
     return deepspeed
@@ -186,9 +182,7 @@ class Engine:
             self._engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
             self._engine.step()
             names = names or ["loss", *sorted(set(outputs) - {"loss"})]
-            rows.append(
-                torch.stack([torch.as_tensor(outputs[n]).detach().float().to(loss.device) for n in names])
-            )
+            rows.append(torch.stack([torch.as_tensor(outputs[n]).detach().float().to(loss.device) for n in names]))
         self.steps += 1
         self.last_step_skipped = self.skipped_steps > skipped
         table = torch.stack(rows)
@@ -197,12 +191,8 @@ class Engine:
             dist.all_reduce(means)
             means /= self.ranks.world_size
         if self.last_step_skipped:
-            self.bad_passes = [
-                i for i, value in enumerate(table[:, 0].tolist()) if not abs(value) < float("inf")
-            ]
-        norm = (
-            self._engine.get_global_grad_norm() if self.spec.zero_stage else self._optimizer._global_grad_norm
-        )
+            self.bad_passes = [i for i, value in enumerate(table[:, 0].tolist()) if not abs(value) < float("inf")]
+        norm = self._engine.get_global_grad_norm() if self.spec.zero_stage else self._optimizer._global_grad_norm
         metrics = dict(zip(names, means.tolist(), strict=True))
         metrics["grad_norm"] = float(norm)
         return metrics
@@ -229,9 +219,7 @@ class Engine:
         if not self.ranks.all_true((folder / TAG).is_dir()):
             raise FileNotFoundError(f"{folder} holds no checkpoint (no folder {TAG!r} in it on some rank)")
         path, state = None, None
-        shards = len(
-            list((folder / TAG).glob("*zero_pp_rank_*optim_states.pt"))
-        )  # one a rank at stages 1-3, else none
+        shards = len(list((folder / TAG).glob("*zero_pp_rank_*optim_states.pt")))  # one a rank at stages 1-3, else none
         if bool(shards) == bool(self.spec.zero_stage) and shards in (0, self.ranks.world_size):
             path, state = self._engine.load_checkpoint(str(folder), tag=TAG)
         else:
@@ -297,7 +285,5 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()

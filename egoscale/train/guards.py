@@ -82,9 +82,7 @@ class Signals:
             self._held = {kind: signal.signal(kind, self._note) for kind in self.KINDS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for number, handler in self._held.items():
             signal.signal(number, handler)
 

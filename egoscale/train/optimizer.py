@@ -37,9 +37,7 @@ class GuardedAdamW(torch.optim.AdamW):
         super().step(closure)
 
 
-def parameter_groups(
-    model: nn.Module, spec: TrainSpec, scale: Callable[[str], float] | None
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, spec: TrainSpec, scale: Callable[[str], float] | None) -> list[dict[str, Any]]:
     """Parameters by weight decay (matrices decay; gains, biases and scalars do not) and learning rate scale.
 
     A parameter whose scale is 0 is frozen.

@@ -35,9 +35,7 @@ def draws(seed: int, stream: str, step: int, batch_size: int, k: int = 4) -> NDA
 
 def normal(seed: int, stream: str, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal noise of any `shape` for `step`; independent of `draws` of the same stream."""
-    noise: NDArray[np.float32] = generator(seed, stream, step, lane=1).standard_normal(
-        shape, dtype=np.float32
-    )
+    noise: NDArray[np.float32] = generator(seed, stream, step, lane=1).standard_normal(shape, dtype=np.float32)
     return noise
 
 

@@ -106,8 +106,7 @@ def init_ranks() -> Ranks:
     ranks = found[0] if found else Ranks(0, 1, 0)
     if not 0 <= ranks.rank < ranks.world_size:
         raise ValueError(
-            f"rank {ranks.rank} of {ranks.world_size}: check RANK and WORLD_SIZE "
-            "(or SLURM_PROCID and SLURM_NTASKS)"
+            f"rank {ranks.rank} of {ranks.world_size}: check RANK and WORLD_SIZE (or SLURM_PROCID and SLURM_NTASKS)"
         )
     backend = "gloo"
     if torch.cuda.is_available():
@@ -122,9 +121,7 @@ def init_ranks() -> Ranks:
         store = dist.HashStore()  # type: ignore[attr-defined]
         hook = sys.excepthook
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-        sys.excepthook = (
-            hook  # torch prefixes each line of a traceback with the rank, once more at every start
-        )
+        sys.excepthook = hook  # torch prefixes each line of a traceback with the rank, once more at every start
     elif found:
         _, host, port = found
         dist.init_process_group(

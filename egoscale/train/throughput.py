@@ -14,9 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-TRAINING_FACTOR = (
-    3.0  # forward + backward over forward alone: the backward pass multiplies by weights and by inputs
-)
+TRAINING_FACTOR = 3.0  # forward + backward over forward alone: the backward pass multiplies by weights and by inputs
 
 
 def gemm_flops_per_s(dtype: torch.dtype, seconds: float = 0.2, device: torch.device | None = None) -> float:

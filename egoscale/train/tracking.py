@@ -10,9 +10,12 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 import tomllib
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,43 @@ def mirror(run_path: Path, experiment: str, tags: dict[str, str], tracking_uri: 
                 stacklevel=2,
             )
         return ""
+
+
+@contextmanager
+def following(
+    runs: Mapping[Path, dict[str, str]],
+    experiment: str,
+    every_s: float = 15.0,
+    tracking_uri: str | None = None,
+) -> Iterator[None]:
+    """While the body works, a thread mirrors what is new in these run folders (path -> tags); once more at the end.
+
+    Folders that do not exist yet are looked for again; one that finished and was mirrored since is passed over.
+    """
+    stop = threading.Event()
+
+    def once() -> None:
+        for path, tags in runs.items():
+            noted = path / "mlflow_run_id"
+            seen = noted.stat().st_mtime if noted.is_file() else 0.0
+            files = [path / name for name in ("metrics.jsonl", "result.json")]
+            if any(file.is_file() and file.stat().st_mtime > seen for file in files) and mirror(
+                path, experiment, tags, tracking_uri
+            ):
+                os.utime(noted)
+
+    def follow() -> None:
+        while not stop.wait(every_s):
+            once()
+
+    thread = threading.Thread(target=follow, name="mlflow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        once()
 
 
 def _client(uri: str) -> Any:
@@ -103,9 +143,7 @@ def _mirror(run_path: Path, experiment: str, tags: dict[str, str], uri: str, art
     if last > mirrored:
         new_tags.append(RunTag(STEP_TAG, str(last)))
 
-    files = [
-        path for path in (run_path / "result.json", recipe, *sorted(run_path.glob("*.png"))) if path.is_file()
-    ]
+    files = [path for path in (run_path / "result.json", recipe, *sorted(run_path.glob("*.png"))) if path.is_file()]
     files = [path for path in files if path.stat().st_size <= MAX_ARTIFACT_BYTES]
     digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
     if files and held.get(FILES_TAG) != digest:
@@ -144,9 +182,7 @@ def _find(client: Any, run_path: Path, name: str, experiment: str, artifacts: st
                 raise
     if found is not None:
         experiment_id = found.experiment_id
-        runs = client.search_runs(
-            [experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{name}'", max_results=1
-        )
+        runs = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{name}'", max_results=1)
         if runs:
             return runs[0]
     return client.create_run(experiment_id, tags={RUN_TAG: name}, run_name=name)
@@ -164,9 +200,7 @@ def flattened(tree: dict[str, Any], place: str = "") -> dict[str, Any]:
 def numbers_of(values: dict[str, Any]) -> dict[str, float]:
     """The finite numbers among `values`; what is not a number stays away."""
     return {
-        key: float(value)
-        for key, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
+        key: float(value) for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
     }
 
 

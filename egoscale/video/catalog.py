@@ -201,9 +201,7 @@ def catalog_tables(catalog: pl.DataFrame) -> dict[str, pl.DataFrame]:
     for title, column in (("licence", "license"), ("participant", "participant_id"), ("scene", "scene_id")):
         tables[title] = usable.group_by(column).agg(hours, pl.len().alias("clips")).rename({column: title})
     decoders = usable.filter(pl.col("decoder_reason").is_not_null())
-    tables["not by decord"] = decoders.select(
-        pl.col("clip_id").alias("clip"), pl.col("decoder_reason").alias("why")
-    )
+    tables["not by decord"] = decoders.select(pl.col("clip_id").alias("clip"), pl.col("decoder_reason").alias("why"))
     tables["not usable"] = catalog.filter(~pl.col("usable")).select(
         pl.col("clip_id").alias("clip"), pl.col("reason").alias("why")
     )

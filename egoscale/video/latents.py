@@ -92,9 +92,7 @@ def _kind_on_disk(out: Path) -> dict[str, Any] | None:
 def _check(clip: str, latents: NDArray[Any], kind: dict[str, Any] | None) -> dict[str, Any]:
     names = {dtype: name for name, dtype in DTYPES.items()}
     if latents.dtype not in names:
-        raise ValueError(
-            f"clip {clip!r}: latents are {latents.dtype}; float16, or bfloat16 as uint16, is stored"
-        )
+        raise ValueError(f"clip {clip!r}: latents are {latents.dtype}; float16, or bfloat16 as uint16, is stored")
     if latents.ndim != 3 or not latents.size:
         raise ValueError(f"clip {clip!r}: latents of shape {latents.shape}; [T, N, D] with T > 0 is stored")
     found = {"dtype": names[latents.dtype], "tokens": latents.shape[1], "dim": latents.shape[2]}
@@ -182,9 +180,7 @@ class LatentShards:
         for shard in index["shards"]:
             one = path / shard["file"]
             if not one.is_file():
-                raise FileNotFoundError(
-                    f"{one}: a shard is missing: delete index.json and run `encode` again"
-                )
+                raise FileNotFoundError(f"{one}: a shard is missing: delete index.json and run `encode` again")
             size = one.stat().st_size
             if size != shard["bytes"]:
                 raise _damaged(one, f"{size} bytes, and {shard['bytes']} were written")
@@ -211,9 +207,7 @@ class LatentShards:
         """
         shard, row, frames = self._place(clip_id)
         if length < 1 or start < 0 or start + length > frames:
-            raise ValueError(
-                f"clip {clip_id!r} has {frames} frames: there is no window of {length} from {start} on"
-            )
+            raise ValueError(f"clip {clip_id!r} has {frames} frames: there is no window of {length} from {start} on")
         stored = self._column(shard)[row + start : row + start + length]
         return to_float32(stored).reshape(length, self.num_tokens, self.dim)
 
@@ -221,9 +215,7 @@ class LatentShards:
         try:
             return self._places[clip_id]
         except KeyError:
-            raise ValueError(
-                f"{self.path}: no latents of clip {clip_id!r} ({len(self._places)} clips)"
-            ) from None
+            raise ValueError(f"{self.path}: no latents of clip {clip_id!r} ({len(self._places)} clips)") from None
 
     def _column(self, number: int) -> NDArray[Any]:
         """The numbers of a shard, [rows, N * D], as they lie in the file."""
@@ -252,9 +244,7 @@ def to_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _damaged(file: Path, cause: str) -> ValueError:
-    return ValueError(
-        f"{file}: damaged shard: {cause}. Delete index.json and run `encode` again: it is rewritten"
-    )
+    return ValueError(f"{file}: damaged shard: {cause}. Delete index.json and run `encode` again: it is rewritten")
 
 
 def _sha256(path: Path) -> str:

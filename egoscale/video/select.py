@@ -34,17 +34,13 @@ def select_clips(catalog: pl.DataFrame, recipe: SelectRecipe) -> tuple[pl.DataFr
     judged = catalog.sort("clip_id").with_columns(rule=first)
     kept_before = pl.col("rule").is_null() & pl.col("sha256").is_not_null()
     if recipe.drop_exact_duplicates:
-        first_copy = (
-            judged.filter(kept_before).group_by("sha256").agg(pl.col("clip_id").min().alias("first_copy"))
-        )
+        first_copy = judged.filter(kept_before).group_by("sha256").agg(pl.col("clip_id").min().alias("first_copy"))
         judged = judged.join(first_copy, on="sha256", how="left", maintain_order="left")
         copy = kept_before & (pl.col("clip_id") != pl.col("first_copy"))
-        judged = judged.with_columns(
-            rule=pl.when(copy).then(pl.lit(DUPLICATE)).otherwise(pl.col("rule"))
-        ).drop("first_copy")
-    selection = judged.with_columns(selected=pl.col("rule").is_null()).select(
-        *catalog.columns, "selected", "rule"
-    )
+        judged = judged.with_columns(rule=pl.when(copy).then(pl.lit(DUPLICATE)).otherwise(pl.col("rule"))).drop(
+            "first_copy"
+        )
+    selection = judged.with_columns(selected=pl.col("rule").is_null()).select(*catalog.columns, "selected", "rule")
     rules = [*broken, DUPLICATE]
     ledger = {
         "recipe": recipe.model_dump(),

@@ -17,9 +17,7 @@ import polars as pl
 
 from egoscale.recipe import SubsetRecipe
 
-HOUR_US = (
-    3_600_000_000  # hours are summed in whole microseconds, so that the order of rows cannot change a sum
-)
+HOUR_US = 3_600_000_000  # hours are summed in whole microseconds, so that the order of rows cannot change a sum
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,7 @@ class _Unit:
 
 def _check(clips: pl.DataFrame, recipe: SubsetRecipe) -> None:
     if clips.is_empty():
-        raise ValueError(
-            "the selection holds no selected clip: look into its ledger for the rule that lost them"
-        )
+        raise ValueError("the selection holds no selected clip: look into its ledger for the rule that lost them")
     for column in recipe.stratify:
         if column not in clips.columns:
             raise ValueError(f"stratify names {column!r}, which is no column of the catalogue")
@@ -163,9 +159,7 @@ def _draw(units: Sequence[_Unit], wanted_us: int) -> list[_Unit]:
         # The middle of the unit on the scale of its stratum: a prefix of the merge takes of each stratum
         # alike.
         middles = [(2 * end - unit.us) / (2 * ends[-1] or 1) for unit, end in zip(ordered, ends, strict=True)]
-        merged += [
-            (middle, stratum, i, unit) for i, (middle, unit) in enumerate(zip(middles, ordered, strict=True))
-        ]
+        merged += [(middle, stratum, i, unit) for i, (middle, unit) in enumerate(zip(middles, ordered, strict=True))]
     merged.sort(key=lambda place: place[:3])
     drawn, held_us = [], 0
     for *_, unit in merged:
@@ -176,9 +170,7 @@ def _draw(units: Sequence[_Unit], wanted_us: int) -> list[_Unit]:
     return drawn
 
 
-def _shares(
-    pool: pl.DataFrame, manifest: pl.DataFrame, stratify: Sequence[str]
-) -> tuple[list[dict[str, Any]], float]:
+def _shares(pool: pl.DataFrame, manifest: pl.DataFrame, stratify: Sequence[str]) -> tuple[list[dict[str, Any]], float]:
     """Hours and share of each stratum in the pool and in the subset, and the largest difference of shares."""
     if not stratify:
         return [], 0.0
@@ -222,9 +214,7 @@ def _notes(clips: pl.DataFrame, recipe: SubsetRecipe) -> list[str]:
             " may be on both sides"
         )
     if placeless and recipe.holdout_scenes:
-        notes.append(
-            f"{placeless} of {clips.height} clips name no scene: whether theirs is held out is unknown"
-        )
+        notes.append(f"{placeless} of {clips.height} clips name no scene: whether theirs is held out is unknown")
     if nameless and recipe.unit == "participant":
         notes.append(f"{nameless} clips without a participant are drawn by recording")
     return notes

@@ -52,7 +52,7 @@ def test_the_code_learns_where_things_go(bottleneck):
 
 
 def test_an_untrained_decoder_says_nothing_changed():
-    first, second, _ = moving_spot(8, torch.Generator().manual_seed(0))
+    first, _second, _ = moving_spot(8, torch.Generator().manual_seed(0))
     rebuilt = model().decode(first, torch.randn(8, 3), torch.ones(8).long())
     assert (rebuilt - first).abs().max() < 0.3
 

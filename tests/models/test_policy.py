@@ -55,5 +55,7 @@ def test_the_slot_alone_learns_and_starts_at_no_change():
         "tau_draw": torch.rand(2, 2), "step_draw": torch.zeros(2), "shortcut": torch.zeros(2, dtype=torch.bool),
     }  # fmt: skip
     model(batch)["loss"].backward()
-    assert [name for name, p in model.named_parameters() if p.grad is not None and p.requires_grad][0].startswith("slot")
+    assert next(name for name, p in model.named_parameters() if p.grad is not None and p.requires_grad).startswith(
+        "slot"
+    )
     assert all(p.grad is None for p in model.world.parameters())

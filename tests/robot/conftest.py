@@ -34,9 +34,7 @@ def make_episodes(count: int = 3, size_px: int = 32, seed: int = 0) -> list[Epis
         frames = np.broadcast_to(grey[:, None, None, None], (length, size_px, size_px, 3)).copy()
         state = rng.normal(size=(length, 4)).astype(np.float32)
         action = rng.normal(size=(length, 4)).astype(np.float32)
-        episodes.append(
-            Episode(frames, state, action, ["touch the red cube", "lift the blue ball"][number % 2])
-        )
+        episodes.append(Episode(frames, state, action, ["touch the red cube", "lift the blue ball"][number % 2]))
     return episodes
 
 

@@ -106,9 +106,7 @@ def test_stats_are_those_of_all_frames(demo_set: DemoSet) -> None:
 
 def test_a_missing_video_is_named(real_robot_data: Callable[[str], Path]) -> None:
     path = real_robot_data("lerobot_v30_apple_storage_novideo")
-    with pytest.raises(
-        FileNotFoundError, match=r"file-000\.mp4: missing; observation\.image of episode 0.*with_video"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"file-000\.mp4: missing; observation\.image of episode 0.*with_video"):
         LeRobotDataset.open(path)
     tables = LeRobotDataset.open(path, with_video=False)
     # Its info.json counts frames that are not in the folder.

@@ -79,9 +79,7 @@ def test_the_hand_ends_at_the_target(small_film: Path) -> None:
 def test_tracking_noise_is_that_of_the_recipe(small_film: Path, tmp_path: Path) -> None:
     film(tmp_path, SMALL.model_copy(update={"hand_noise_m": 0.0}))
     clean, noisy = pl.read_parquet(tmp_path / "hands.parquet"), pl.read_parquet(small_film / "hands.parquet")
-    spread = np.std(
-        clean.select("x_m", "y_m", "z_m").to_numpy() - noisy.select("x_m", "y_m", "z_m").to_numpy()
-    )
+    spread = np.std(clean.select("x_m", "y_m", "z_m").to_numpy() - noisy.select("x_m", "y_m", "z_m").to_numpy())
     assert 0.009 < spread < 0.011
 
 

@@ -98,9 +98,7 @@ def test_the_gantry_has_a_limited_speed_and_workspace(table: Tabletop) -> None:
     table.reset(range(30))
     before = table.proprioception()
     table.step(np.tile([5.0, 5.0, -5.0, 0.0], (30, 1)))
-    assert (
-        np.linalg.norm(table.proprioception()[:, :3] - before[:, :3], axis=1).max() < 0.075
-    )  # .3 m/s for .2 s
+    assert np.linalg.norm(table.proprioception()[:, :3] - before[:, :3], axis=1).max() < 0.075  # .3 m/s for .2 s
     for _ in range(8):
         table.step(np.tile([5.0, 5.0, 5.0, 0.0], (30, 1)))
     assert table.proprioception()[:, :3].max() < 0.28

@@ -43,9 +43,7 @@ def test_success_estimate_equals_statsmodels(table: pl.DataFrame, study: StudySp
     counts = np.stack([rows["successes"], rows["trials"] - rows["successes"]], axis=1)
     reference = sm.GLM(counts, design, family=sm.families.Binomial()).fit()
     found = fit(table, study)
-    assert [found.parameters_[k]["estimate"] for k in "abc"] == pytest.approx(
-        list(reference.params), rel=1e-8
-    )
+    assert [found.parameters_[k]["estimate"] for k in "abc"] == pytest.approx(list(reference.params), rel=1e-8)
     # Dispersion: Pearson over degrees of freedom, not divided by the number of trials.
     assert found.dispersion_ == pytest.approx(reference.pearson_chi2 / reference.df_resid, rel=1e-8)
 

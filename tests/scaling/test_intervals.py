@@ -31,9 +31,7 @@ def design(num_seeds: int, sizes: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 1.0
     demos_N = np.tile([5.0, 10.0, 20.0, 50.0, 100.0], len(size_G))
     n_N = np.full(len(run_N), 20.0)
     names = tuple(f"run {g}" for g in range(len(size_G)))
-    return Cells(
-        {"hours": hours_N, "demos": demos_N}, np.zeros(len(run_N)), n_N, run_N, names, np.array(sizes), size_G
-    )
+    return Cells({"hours": hours_N, "demos": demos_N}, np.zeros(len(run_N)), n_N, run_N, names, np.array(sizes), size_G)
 
 
 def coverage(num_seeds: int, num_tables: int, replicates: int) -> dict[str, float]:

@@ -51,9 +51,7 @@ def page(table: pl.DataFrame, study: StudySpec, tmp_path_factory: pytest.TempPat
     ]
     curves = [Curve("world", "abc", "1 h, seed 0", "loss", [0, 20, 40], [3.0, float("nan"), 0.1], 1.0)]
     runs = RunsInfo({"tokenizer": "600 steps"}, {"torch": "2.13.0"}, (0, 1, 2), {"done": 120, "missing": 1})
-    return write_report(
-        folder / "out" / "report.html", table, fits, study, figures, runs, curves, clips
-    ).read_text()
+    return write_report(folder / "out" / "report.html", table, fits, study, figures, runs, curves, clips).read_text()
 
 
 def test_page_loads_nothing(page: str) -> None:
@@ -122,14 +120,10 @@ def test_refused_law_is_a_report_too(make: Make, study: StudySpec, tmp_path: Pat
 
 def test_partial_table_is_shown_with_its_holes(make: Make, study: StudySpec, tmp_path: Path) -> None:
     hole = (pl.col("hours") == 1) & (pl.col("seed") == 0)
-    nothing = [
-        pl.when(hole).then(None).otherwise(c).alias(c) for c in ("successes", "trials", "evaluate_key")
-    ]
+    nothing = [pl.when(hole).then(None).otherwise(c).alias(c) for c in ("successes", "trials", "evaluate_key")]
     table = make().with_columns(nothing)
     found = fit(table, study)
-    page = write_report(
-        tmp_path / "r.html", table, [found], study, {"success": success_figure(table, found, study)}
-    )
+    page = write_report(tmp_path / "r.html", table, [found], study, {"success": success_figure(table, found, study)})
     assert "W_PARTIAL" in page.read_text() and ">missing<" in page.read_text()
 
 
@@ -146,13 +140,9 @@ def test_report_errors_name_what_is_wrong(table: pl.DataFrame, study: StudySpec,
         write_report(tmp_path / "r.html", table, [], study, {})
     found = fit(table, study)
     with pytest.raises(FileNotFoundError, match=r"gone\.gif"):
-        write_report(
-            tmp_path / "r.html", table, [found], study, {}, clips=[Clip(1.0, "x", tmp_path / "gone.gif")]
-        )
+        write_report(tmp_path / "r.html", table, [found], study, {}, clips=[Clip(1.0, "x", tmp_path / "gone.gif")])
     with pytest.raises(ValueError, match=r"\.avi"):
-        write_report(
-            tmp_path / "r.html", table, [found], study, {}, clips=[Clip(1.0, "x", tmp_path / "a.avi")]
-        )
+        write_report(tmp_path / "r.html", table, [found], study, {}, clips=[Clip(1.0, "x", tmp_path / "a.avi")])
     assert not (tmp_path / "r.html").exists()
 
 

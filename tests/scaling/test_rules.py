@@ -72,9 +72,7 @@ def test_score_that_rises_takes_no_power_law(table: pl.DataFrame, study: StudySp
 def test_law_that_leaves_the_range_inside_the_data_is_refused(make: Make, study: StudySpec) -> None:
     """L = .024 - .003 ln D holds for thousands of hours; read as hours it is negative from 2,981 h on."""
     sizes = (1000.0, 2000.0, 4000.0, 10_000.0, 20_000.0)
-    published = make(sizes=sizes, arms=("latent",), scratch=False).with_columns(
-        prior_loss=0.024 - 0.003 * HOURS.log()
-    )
+    published = make(sizes=sizes, arms=("latent",), scratch=False).with_columns(prior_loss=0.024 - 0.003 * HOURS.log())
     found = fit(published, study, "log-linear")
     assert found.refused_ is not None and found.refused_.code == "E_RANGE"
     assert "thousands of hours" in found.refused_.remedy

@@ -78,9 +78,7 @@ def holders(root: Path) -> list[int]:
     return found
 
 
-def test_everything_is_computed_once_and_the_second_call_computes_nothing(
-    tmp_path: Path, planned: Plan
-) -> None:
+def test_everything_is_computed_once_and_the_second_call_computes_nothing(tmp_path: Path, planned: Plan) -> None:
     said = io.StringIO()
     done = compute(tmp_path, planned, console=Console(file=said))
     assert done.complete

@@ -58,9 +58,7 @@ def start() -> Iterator[object]:
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             command = [sys.executable, str(WORKER), task, str(folder)]
             pipe = subprocess.PIPE
-            processes.append(
-                subprocess.Popen(command, env=environ, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-            )
+            processes.append(subprocess.Popen(command, env=environ, stdout=pipe, stderr=subprocess.STDOUT, text=True))
         return processes[-world_size:]
 
     yield start

@@ -71,9 +71,7 @@ def test_bad_numbers_are_skipped_and_counted(worker, alone, tmp_path, stage):
         held[len(held)] = model.inner.weight.detach().clone()
         return {}
 
-    result = worker.run(
-        tmp_path, alone, settings, worker.nan_at(4), validate=weights_at_step, validate_every_steps=1
-    )
+    result = worker.run(tmp_path, alone, settings, worker.nan_at(4), validate=weights_at_step, validate_every_steps=1)
     assert result["bad_steps"] == 1 and result["steps"] == 12
     assert torch.equal(held[3], held[4]) and not torch.equal(held[4], held[5])
     assert torch.isfinite(held[11]).all()
@@ -84,9 +82,7 @@ def test_bad_numbers_are_skipped_and_counted(worker, alone, tmp_path, stage):
     rates = [line["learning_rate"] for line in worker.trace(tmp_path / "clean")]
     assert [line["learning_rate"] for line in lines] == rates  # the schedule has not shifted
     [skip] = [event for event in worker.events(tmp_path) if event["event"] == "skip"]
-    assert skip["step"] == 5 and skip["clips"] == [
-        f"clip-4-{i}" for i in range(4, 8)
-    ]  # the micro-batch of row 5
+    assert skip["step"] == 5 and skip["clips"] == [f"clip-4-{i}" for i in range(4, 8)]  # the micro-batch of row 5
 
 
 def test_an_infinite_loss_with_finite_gradients_is_skipped(worker, alone, tmp_path):

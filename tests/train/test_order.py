@@ -39,16 +39,12 @@ def test_streams_steps_and_seeds_are_independent():
     kinds = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
     columns = [draws(*kind, 4000, 1)[:, 0] for kind in kinds]
     assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.06  # 4 standard errors
-    assert all(
-        abs(column.mean() - 0.5) < 0.02 and column.min() >= 0 and column.max() < 1 for column in columns
-    )
+    assert all(abs(column.mean() - 0.5) < 0.02 and column.min() >= 0 and column.max() < 1 for column in columns)
     assert len({torch_seed(*kind) for kind in kinds}) == 4
 
 
 def test_a_draw_is_the_same_on_every_machine():
-    assert draws(0, "clips", 3, 1, 2)[0] == pytest.approx(
-        [0.058217122642353236, 0.1179787710595459], abs=1e-15
-    )
+    assert draws(0, "clips", 3, 1, 2)[0] == pytest.approx([0.058217122642353236, 0.1179787710595459], abs=1e-15)
 
 
 def test_normal():

@@ -28,9 +28,7 @@ def folder(runs, key):
     path.mkdir(parents=True)
     (path / "recipe.toml").write_text('stage = "world"\n[train]\nnum_steps = 12\nlearning_rate = 0.001\n')
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None, "bad_steps": 1.0}]
-    (path / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo'
-    )
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo')
     return path
 
 
@@ -107,3 +105,18 @@ def test_a_binned_run_stays_binned(runs):
         warnings.simplefilter("error", UserWarning)
         assert mirror(path, "study", {}) == run_id
     assert client(runs).get_run(run_id).info.lifecycle_stage == "deleted"
+
+
+def test_runs_are_followed_while_a_sweep_goes_on_and_passed_over_when_nothing_is_new(tmp_path):
+    run = tmp_path / "runs" / "world" / "0123456789ab"
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with tracking.following({run: {"seed": "0"}}, "study", every_s=0.05, tracking_uri=uri):
+        run.mkdir(parents=True)  # the folder appears while the sweep goes on
+        (run / "recipe.toml").write_text('stage = "world"\n')
+        (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    noted = (run / "mlflow_run_id").read_text()
+    stamp = (run / "mlflow_run_id").stat().st_mtime_ns
+    assert noted
+    with tracking.following({run: {"seed": "0"}}, "study", tracking_uri=uri):
+        pass
+    assert (run / "mlflow_run_id").stat().st_mtime_ns == stamp

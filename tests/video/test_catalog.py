@@ -77,9 +77,7 @@ def test_every_nasty_file_is_a_row_with_the_frames_that_were_counted_by_hand(nas
         if not row["usable"]:
             continue
         assert row["codec"] == facts["codec_or_type"], clip
-        assert sorted((row["width_px"], row["height_px"])) == sorted(
-            (int(facts["width"]), int(facts["height"]))
-        )
+        assert sorted((row["width_px"], row["height_px"])) == sorted((int(facts["width"]), int(facts["height"])))
         assert row["duration_s"] == pytest.approx(float(facts["duration_s"]), abs=0.011), clip
         # decord must not read what it cannot open or counts otherwise; whatever it reads is told.
         if facts["decord"] != f"ok:{facts['frames']}" or "rotation" in facts["extra"]:
@@ -119,9 +117,7 @@ def test_captaincook4d_clips(shared, tmp_path):
     # The same footage under the name of a full recording, with the data set's own tables beside it.
     shutil.copy(shared / "ego" / "captaincook4d" / "order_error_1.mp4", root / "10_16_360p.mp4")
     shutil.copytree(shared / "annotations" / "captaincook4d", root / "annotations")
-    catalog = build_catalog(
-        [SourceSpec(reader="captaincook4d", path=str(root), name="cook")], tmp_path / "out"
-    )
+    catalog = build_catalog([SourceSpec(reader="captaincook4d", path=str(root), name="cook")], tmp_path / "out")
     rows = {row["clip_id"]: row for row in catalog.iter_rows(named=True)}
     assert set(rows) == {"cook/technique_error_1_3.mp4", "cook/order_error_0.mp4", "cook/10_16_360p.mp4"}
     panel = rows["cook/technique_error_1_3.mp4"]
@@ -177,9 +173,7 @@ def test_killed_build_goes_on(lab, tmp_path, monkeypatch):
     (lab / "b.mp4").write_bytes(b"changed since")
 
     again = []
-    monkeypatch.setattr(
-        catalog_module, "probe_file", lambda path: (again.append(path.name), probe_file(path))[1]
-    )
+    monkeypatch.setattr(catalog_module, "probe_file", lambda path: (again.append(path.name), probe_file(path))[1])
     catalog = build_catalog(source, out)
     assert again == ["b.mp4", "broken.mp4", "c.mp4"], "a.mp4 is known, b.mp4 is another file now"
     assert catalog.equals(build_catalog(source, tmp_path / "fresh"))

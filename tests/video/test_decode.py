@@ -169,9 +169,7 @@ def test_edit_list_is_obeyed(shared):
         assert np.array_equal(video.frames([20])[0], video.frames(range(25))[20])
 
 
-@pytest.mark.parametrize(
-    "degrees, shape", [(0, (320, 568)), (90, (568, 320)), (180, (320, 568)), (270, (568, 320))]
-)
+@pytest.mark.parametrize("degrees, shape", [(0, (320, 568)), (90, (568, 320)), (180, (320, 568)), (270, (568, 320))])
 def test_rotated_video_is_shown_upright(shared, degrees, shape):
     path = shared / "nasty" / "decord" / f"video_{degrees}.mov"
     with open_video(path) as video, open_video(path, "decord") as peer:

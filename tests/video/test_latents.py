@@ -67,9 +67,7 @@ def test_killed_writer_goes_on_at_the_next_shard(tmp_path):
     assert len(done) == 5, "lab/5 was held in memory"
     before = {path: path.stat().st_mtime_ns for path in part.glob("*.arrow")}
     write_latents(part, ((clip, latents) for clip, latents in clips() if clip not in done), shard_frames=10)
-    assert all(path.stat().st_mtime_ns == time for path, time in before.items()), (
-        "whole shards are left alone"
-    )
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "whole shards are left alone"
     assert json.loads((part / "index.json").read_text()) == json.loads((whole / "index.json").read_text())
 
 

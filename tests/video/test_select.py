@@ -34,9 +34,7 @@ def test_each_rule_takes_its_clip_and_the_first_one_is_named(catalog):
 
 
 def test_thresholds_are_the_recipe_s(catalog):
-    lenient = SelectRecipe(
-        min_duration_s=0, min_fps_hz=0.5, min_size_px=1, max_black_fraction=1, max_frozen_fraction=1
-    )
+    lenient = SelectRecipe(min_duration_s=0, min_fps_hz=0.5, min_size_px=1, max_black_fraction=1, max_frozen_fraction=1)
     selection, _ = select_clips(catalog, lenient)
     assert selection["selected"].sum() == 7
 

@@ -152,9 +152,7 @@ def test_more_data_keeps_the_order_of_what_was_there():
     def order(selection, among):
         seen = []
         for size in sizes:
-            for one in (
-                draw_subset(selection, SubsetRecipe(hours=size, **recipe)).manifest["recording_id"].unique()
-            ):
+            for one in draw_subset(selection, SubsetRecipe(hours=size, **recipe)).manifest["recording_id"].unique():
                 if one in among and one not in seen:
                     seen.append(one)
         return seen

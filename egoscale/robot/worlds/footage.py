@@ -106,8 +106,7 @@ class _Crew:
         self.recipe = recipe
         seed = recipe.seed
         self.people: list[Participant] = [
-            sample_participant(np.random.default_rng([seed, _PEOPLE, i]))
-            for i in range(recipe.num_participants)
+            sample_participant(np.random.default_rng([seed, _PEOPLE, i])) for i in range(recipe.num_participants)
         ]
         self.scenes: list[Look] = [
             sample_look(np.random.default_rng([seed, _SCENES, i])) for i in range(recipe.num_scenes)
@@ -118,13 +117,9 @@ class _Crew:
         """Participant, scene and camera of a recording; people and scenes take turns in shuffled rounds."""
         chosen = []
         for stream, count in enumerate((len(self.people), len(self.scenes))):
-            order = np.random.default_rng([self.recipe.seed, _ORDER, stream, index // count]).permutation(
-                count
-            )
+            order = np.random.default_rng([self.recipe.seed, _ORDER, stream, index // count]).permutation(count)
             chosen.append(int(order[index % count]))
-        camera = sample_camera(
-            np.random.default_rng([self.recipe.seed, _CAMERAS, index]), self.recipe.camera_sway
-        )
+        camera = sample_camera(np.random.default_rng([self.recipe.seed, _CAMERAS, index]), self.recipe.camera_sway)
         return chosen[0], chosen[1], camera
 
     def record(self, out: Path, index: int) -> dict[str, Any]:

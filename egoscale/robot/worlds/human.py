@@ -124,7 +124,7 @@ def sample_camera(rng: np.random.Generator, sway: float) -> HeadCamera:
 class Take:
     """One filmed action."""
 
-    frames_THWC: NDArray[np.uint8]  # noqa: N815
+    frames_THWC: NDArray[np.uint8]
     hand: Array  # fingertips x, y, z (m) and opening (m) per frame [T, 4], true
     target_xy: Array  # [T, 2] m
     instruction: str
@@ -177,9 +177,7 @@ class HumanWorld:
                 at = self.index.thing_qpos[task.target]
                 hand = np.stack([self._hand(q) for q in poses])
                 return Take(frames, hand, poses[:, at : at + 2].copy(), task.instruction, verb, attempt + 1)
-        raise RuntimeError(
-            f"take {list(seed)}: the hand missed {ATTEMPTS} times at {verb!r}; choose another seed"
-        )
+        raise RuntimeError(f"take {list(seed)}: the hand missed {ATTEMPTS} times at {verb!r}; choose another seed")
 
     def _act(
         self, rng: np.random.Generator, verb: str, things: Sequence[Thing], target: int, speed: float

@@ -25,7 +25,7 @@ from egoscale.robot.worlds.scene import (
 
 Array = NDArray[np.float64]
 
-FOVY_DEG = 42.0
+FOVY_DEG = 34.0
 TIMESTEP_S = 0.008  # grasps hold at this step with the soft contacts below; 25 steps per robot command
 _GEOM_TYPES = {"cube": "box", "cylinder": "cylinder", "ball": "sphere", "box": "box"}
 
@@ -87,8 +87,7 @@ def _thing_mjcf(i: int) -> str:
     # Compiled larger than any object and able to touch: the collision tree of a body and its contact bits are
     # made once, by the compiler, and must cover whatever a world chooses later.
     geoms = "".join(
-        f'<geom class="thing" name="thing{i}_{shape}" type="{_GEOM_TYPES[shape]}" size=".036 .036 .036" '
-        'mass=".001"/>'
+        f'<geom class="thing" name="thing{i}_{shape}" type="{_GEOM_TYPES[shape]}" size=".036 .036 .036" mass=".001"/>'
         for shape in SHAPES
     )
     # One inertia for all shapes (80 g): a 5.5 cm block of foam-filled wood.
@@ -102,9 +101,7 @@ class SceneIndex:
     """Where a compiled model keeps what is changed per world."""
 
     def __init__(self, model: Any, num_things: int) -> None:
-        self.thing_geoms = np.array(
-            [[model.geom(f"thing{i}_{s}").id for s in SHAPES] for i in range(num_things)]
-        )
+        self.thing_geoms = np.array([[model.geom(f"thing{i}_{s}").id for s in SHAPES] for i in range(num_things)])
         self.thing_qpos = np.array([int(model.joint(f"thing{i}").qposadr[0]) for i in range(num_things)])
         self.thing_dof = np.array([int(model.joint(f"thing{i}").dofadr[0]) for i in range(num_things)])
         self.thing_bodies = np.array([model.body(f"thing{i}").id for i in range(num_things)])

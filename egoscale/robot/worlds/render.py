@@ -47,8 +47,7 @@ def load_mujoco() -> Any:
         import mujoco
     except ImportError as error:
         raise RuntimeError(
-            f"the tabletop world needs MuJoCo and a headless OpenGL ({error}). "
-            f"Install egoscale[sim]. {_PACKAGES}"
+            f"the tabletop world needs MuJoCo and a headless OpenGL ({error}). Install egoscale[sim]. {_PACKAGES}"
         ) from error
     return mujoco
 
@@ -72,9 +71,7 @@ class Renderer:
         try:
             self._gl = _gl_context(image_size_px)
         except Exception as error:  # drivers raise what they like: OpenGL.error, RuntimeError, AttributeError
-            raise RuntimeError(
-                f"{os.environ['MUJOCO_GL']} could not be started ({error}). {_PACKAGES}"
-            ) from error
+            raise RuntimeError(f"{os.environ['MUJOCO_GL']} could not be started ({error}). {_PACKAGES}") from error
         self._gl.make_current()
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size_px)
         model.vis.global_.offheight = max(model.vis.global_.offheight, image_size_px)
@@ -104,9 +101,7 @@ class Renderer:
         if self._gl is None:
             raise RuntimeError("this renderer was closed; make a new one")
         self._gl.make_current()  # another renderer of this process may have drawn since
-        mujoco.mjv_updateScene(
-            model, data, self._option, self._perturb, self._camera, self._category, self._scene
-        )
+        mujoco.mjv_updateScene(model, data, self._option, self._perturb, self._camera, self._category, self._scene)
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(self._flipped, None, self._rect, self._context)
         picture = np.empty_like(self._flipped) if out is None else out

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 TABLE_HALF_M = (0.34, 0.26)  # half of .68 x .52 m
-# Where objects may lie: inside the picture of a camera with 42 degrees of view at HEAD_POSITION_M.
+# Where objects may lie: inside the picture of a camera with 34 degrees of view at HEAD_POSITION_M.
 PLACE_X_M = (-0.165, 0.165)
 PLACE_Y_M = (-0.115, 0.155)
 MIN_DISTANCE_M = 0.12  # between object centres: a gripper of 8.5 cm fits between any two
@@ -60,9 +60,7 @@ def check_words(colours: Sequence[str], verbs: Sequence[str]) -> None:
     for name, given, known in (("colours", colours, tuple(COLOURS)), ("verbs", verbs, VERBS)):
         unknown = [word for word in given if word not in known]
         if unknown:
-            raise ValueError(
-                f"{name} = {list(given)}: {unknown[0]!r} is not known; choose from {list(known)}"
-            )
+            raise ValueError(f"{name} = {list(given)}: {unknown[0]!r} is not known; choose from {list(known)}")
         if len(set(given)) != len(given):
             raise ValueError(f"{name} = {list(given)}: each may be named once")
     if not 2 <= len(colours) <= 4:
@@ -147,9 +145,7 @@ def sample_things(rng: np.random.Generator, colours: Sequence[str], verb: str, t
                 continue
         break
     else:
-        raise ValueError(
-            f"no place found for {len(colours)} objects {MIN_DISTANCE_M} m apart; use fewer colours"
-        )
+        raise ValueError(f"no place found for {len(colours)} objects {MIN_DISTANCE_M} m apart; use fewer colours")
     things = []
     for i, colour in enumerate(colours):
         shape = SHAPES[rng.integers(len(SHAPES))]

@@ -140,9 +140,7 @@ class Tabletop:
             raise ValueError(f"{len(seeds)} seeds for {self.num_worlds} worlds; give one each")
         if min(seeds) < 0:
             raise ValueError(f"seed {min(seeds)} is negative; seeds start at 0")
-        self._worlds = [
-            self._start(model, int(seed)) for model, seed in zip(self._models, seeds, strict=True)
-        ]
+        self._worlds = [self._start(model, int(seed)) for model, seed in zip(self._models, seeds, strict=True)]
 
     def _start(self, model: Any, seed: int) -> _World:
         rng = np.random.default_rng([seed, 7])
@@ -169,9 +167,7 @@ class Tabletop:
         """
         actions = np.asarray(actions, dtype=np.float64)
         if actions.shape != (self.num_worlds, 4):
-            raise ValueError(
-                f"actions have shape {actions.shape}; expected {(self.num_worlds, 4)} (x, y, z, grip)"
-            )
+            raise ValueError(f"actions have shape {actions.shape}; expected {(self.num_worlds, 4)} (x, y, z, grip)")
         bad = np.flatnonzero(~np.isfinite(actions).all(1))
         if len(bad):
             raise ValueError(f"action of world {bad[0]} is not finite: {actions[bad[0]].tolist()}")

@@ -60,15 +60,12 @@ def teleoperate(out: Path, recipe: TeleopRecipe, progress: Progress | None = Non
     return {"num_demos": counts["num_episodes"], "num_frames": counts["num_frames"], "num_tried": tried[0]}
 
 
-def _demos(
-    table: Tabletop, recipe: TeleopRecipe, progress: Progress | None, tried: list[int]
-) -> Iterator[Episode]:
+def _demos(table: Tabletop, recipe: TeleopRecipe, progress: Progress | None, tried: list[int]) -> Iterator[Episode]:
     kept = 0
     while kept < recipe.num_demos:
         if tried[0] > 4 * recipe.num_demos + 10 * _WORLDS:
             raise RuntimeError(
-                f"the expert succeeded in {kept} of {tried[0]} runs; "
-                f"lower action_noise_m = {recipe.action_noise_m}"
+                f"the expert succeeded in {kept} of {tried[0]} runs; lower action_noise_m = {recipe.action_noise_m}"
             )
         for episode in _run(table, recipe, recipe.seed + tried[0]):
             tried[0] += 1
@@ -107,8 +104,6 @@ def _run(table: Tabletop, recipe: TeleopRecipe, first_seed: int) -> list[Episode
     frames, state_all, action_all = np.stack(images, 1), np.stack(states, 1), np.stack(actions, 1)
     texts = table.instructions
     return [
-        Episode(frames[i, : end + 1], state_all[i, : end + 1], action_all[i, : end + 1], texts[i])
-        if end >= 0
-        else None
+        Episode(frames[i, : end + 1], state_all[i, : end + 1], action_all[i, : end + 1], texts[i]) if end >= 0 else None
         for i, end in enumerate(ends)
     ]
