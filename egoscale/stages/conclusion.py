@@ -118,9 +118,8 @@ def _text_table(table: pl.DataFrame) -> str:
         shown = f"{sum(s for s, _ in counts) / total:6.1%} of {total}" if total else "missing"
         losses = [float(loss) for loss in done["prior_loss"].drop_nulls()]
         learned = f"{sum(losses) / len(losses):.3f}" if losses else "-"
-        rows.append(
-            f"{arm!s:8} {float(str(hours)):>6g} h {demos!s:>5} demos   {shown:16}  unexplained {learned:6}  by seed {seeds}"
-        )
+        cell = f"{arm!s:8} {float(str(hours)):>6g} h {demos!s:>5} demos"
+        rows.append(f"{cell}   {shown:16}  unexplained {learned:6}  by seed {seeds}")
     return "\n".join(rows)
 
 

@@ -74,7 +74,7 @@ def _lines(
         f"stage            {recipe.stage}",
         f"parameters       {parameters:,}",
         f"FLOPs a step     {step:.3g} (forward x 3; {forward:.3g} a sample forward)",
-        f"steps            {spec.num_steps:,} x {spec.batch_size} samples, ZeRO stage {spec.zero_stage}, {spec.precision}",
+        f"steps            {spec.num_steps:,} x {spec.batch_size} samples, ZeRO {spec.zero_stage}, {spec.precision}",
         f"frames seen      {seen:,} = " + ", ".join(f"{seen / hz / 3600:.3g} h at {hz} Hz" for hz in VIDEO_HZ),
         f"training state   {parameters * per_parameter / 1e6:,.1f} MB over all ranks, activations not counted",
         f"total FLOPs      {total:.3g} = {total / PEAK_FLOPS_PER_S / UTILISATION / 3600:.3g} GPU-hours of an H100 or "
