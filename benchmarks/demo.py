@@ -39,9 +39,8 @@ def main(root: Path) -> None:
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "deepspeed", "mujoco", "decord")
     )
     print("# Where the minutes of `make demo` go\n")
-    print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}."
-    )
+    machine = f"{os.cpu_count()} cores ({platform.machine()})"
+    print(f"{datetime.date.today()}, {machine}, Python {platform.python_version()}, {versions}.")
     print("Two jobs at a time, one thread each. Command: `make demo && .venv/bin/python benchmarks/demo.py runs`.\n")
     print("| stage | runs | median s | total s |\n|---|---|---|---|")
     total = 0.0
@@ -52,9 +51,7 @@ def main(root: Path) -> None:
             print(f"| {stage} | {len(seconds)} | {median(seconds):.1f} | {sum(seconds):.0f} |")
     print(f"| all | {len(runs)} | | {total:.0f} |\n")
     print("Training against a 1024 x 1024 matrix product in the same precision, process and minute (one thread):\n")
-    print(
-        "| model | parameters | frames/s | samples/s | share of the GEMM rate | GEMM GFLOP/s | loader wait | precision |"
-    )
+    print("| model | parameters | frames/s | samples/s | share of GEMM | GEMM GFLOP/s | loader wait | precision |")
     print("|---|---|---|---|---|---|---|---|")
     for stage in ("tokenizer", "latent-action", "world"):
         results = [result for run in runs if run.stage == stage and (result := run.result())]
@@ -65,8 +62,8 @@ def main(root: Path) -> None:
             return median(result[key] for result in results)
 
         print(
-            f"| {stage} | {results[0]['num_parameters']:,} | {middle('frames_per_s'):,.0f} | {middle('samples_per_s'):,.1f} "
-            f"| {middle('mfu'):.1%} | {middle('gemm_flops_per_s') / 1e9:,.0f} | {middle('wait_fraction'):.1%} "
+            f"| {stage} | {results[0]['num_parameters']:,} | {middle('frames_per_s'):,.0f} "
+            f"| {middle('samples_per_s'):,.1f} | {middle('mfu'):.1%} | {middle('gemm_flops_per_s') / 1e9:,.0f} | {middle('wait_fraction'):.1%} "
             f"| {results[0]['precision']} |"
         )
 

@@ -116,9 +116,18 @@ class Attention(nn.Module):
         return self.attend(*self.project(x_BSD), mask_SS, causal=False)
 
     def through_time(
-        self, x_BTD: Tensor, memory: tuple[Tensor, Tensor] | None, seen: int
+        self, x_BTD: Tensor, memory: tuple[Tensor, Tensor] | None, seen: int, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Causal attention over frames; `memory` holds keys and values of the `seen` frames before these."""
+        """Causal attention over frames; `memory` holds keys and values of the `seen` frames before these.
+
+        Returns what was mixed, and the keys and values to remember (of use only if `keep`).
+        """
+        if x_BTD.shape[1] == 1 and memory is None and not keep:
+            # Attention to a single frame is its value: a third of the agent's step went into finding that out.
+            value = self.qkv.weight[-self.num_kv_heads * self.head_dim :]
+            v_BTKE = F.linear(x_BTD, value).view(*x_BTD.shape[:2], self.num_kv_heads, self.head_dim)
+            groups = self.num_heads // self.num_kv_heads
+            return self.out(v_BTKE.repeat_interleave(groups, 2).flatten(2)), v_BTKE, v_BTKE
         q, k, v = self.project(x_BTD)
         position_T = torch.arange(seen, seen + x_BTD.shape[1], device=x_BTD.device)
         q, k = rotary(q, position_T), rotary(k, position_T)
@@ -165,7 +174,8 @@ class SpaceTimeBlock(nn.Module):
         if self.time is not None and self.time_norm is not None:
             lines = self.time_norm(x).transpose(1, 2).reshape(B * S, T, D)
             past = memory.layers.get(layer) if memory else None
-            mixed, keys, values = self.time.through_time(lines, past, memory.frames if memory else 0)
+            seen = memory.frames if memory else 0
+            mixed, keys, values = self.time.through_time(lines, past, seen, keep=memory is not None)
             if memory is not None:
                 memory.layers[layer] = (keys, values)
             x = x + mixed.view(B, S, T, D).transpose(1, 2)

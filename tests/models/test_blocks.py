@@ -76,3 +76,8 @@ def test_places_tell_cells_apart():
     place = places(64, 32)
     assert place.shape == (64, 32)
     assert torch.cdist(place, place).fill_diagonal_(9).min() > 0.01
+
+
+def test_a_single_frame_takes_the_short_way_to_the_same_place():
+    x, net = torch.randn(3, 1, 5, 32), stack()
+    torch.testing.assert_close(net(x), net(x, memory=Memory()), atol=1e-5, rtol=1e-5)
