@@ -61,11 +61,9 @@ def main(root: Path) -> None:
         def middle(key: str, results: list[dict] = results) -> float:
             return median(result[key] for result in results)
 
-        print(
-            f"| {stage} | {results[0]['num_parameters']:,} | {middle('frames_per_s'):,.0f} "
-            f"| {middle('samples_per_s'):,.1f} | {middle('mfu'):.1%} | {middle('gemm_flops_per_s') / 1e9:,.0f} | {middle('wait_fraction'):.1%} "
-            f"| {results[0]['precision']} |"
-        )
+        rates = f"{middle('frames_per_s'):,.0f} | {middle('samples_per_s'):,.1f} | {middle('mfu'):.1%}"
+        bound = f"{middle('gemm_flops_per_s') / 1e9:,.0f} | {middle('wait_fraction'):.1%} | {results[0]['precision']}"
+        print(f"| {stage} | {results[0]['num_parameters']:,} | {rates} | {bound} |")
 
 
 if __name__ == "__main__":

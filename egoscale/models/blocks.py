@@ -103,12 +103,12 @@ class Attention(nn.Module):
         # backward pass took half of the step (benchmarks/demo.md).
         scores = torch.matmul(
             q_BHSE.reshape(B, self.num_kv_heads, groups * S, E) * E**-0.5, k_BKSE.transpose(-1, -2)
-        ).view(B, H, S, -1)
+        ).view(B, H, S, k_BKSE.shape[2])
         if causal:
             mask = torch.ones(S, S, dtype=torch.bool, device=q_BHSE.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        weights = scores.softmax(-1).view(B, self.num_kv_heads, groups * S, -1)
+        weights = scores.softmax(-1).view(B, self.num_kv_heads, groups * S, k_BKSE.shape[2])
         mixed = torch.matmul(weights, v_BKSE).view(B, H, S, E)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 

@@ -115,42 +115,55 @@ class WorldModel(nn.Module):
         """Diffusion and shortcut forcing on `latents` [B, T, N, D], `actions` [B, T, A] (that led to a frame).
 
         Draws: `noise` like latents, `tau_draw` [B, T] and `step_draw` [B] in [0, 1), `shortcut` bool [B],
-        `has_action` bool [B, T].
+        `has_action` bool [B, T], `num_clean` [B]: leading frames that are context and carry no noise, as in a rollout.
         """
-        clean, noise, actions, has = (
-            batch["latents"].float(),
-            batch["noise"],
-            batch["actions"],
-            batch["has_action"],
-        )
+        clean, noise, actions, has = batch["latents"].float(), batch["noise"], batch["actions"], batch["has_action"]
         short = batch["shortcut"]
+        context = torch.arange(clean.shape[1], device=clean.device) < batch["num_clean"][:, None]
         # Jump of 2^-step: the finest for plain samples, one of the coarser for shortcut samples.
-        step_B = torch.where(
-            short, (batch["step_draw"] * FINEST).long(), torch.full_like(short, FINEST, dtype=torch.long)
-        )
-        jump_B = 2 ** (FINEST - step_B)
-        tau = (batch["tau_draw"] * (2**FINEST // jump_B)[:, None]).long() * jump_B[:, None]
+        step_B = torch.where(short, (batch["step_draw"] * FINEST).long(), torch.full_like(batch["num_clean"], FINEST))
+        jump = (2 ** (FINEST - step_B))[:, None].expand_as(context)
+        tau = (batch["tau_draw"] * (2**FINEST // jump)).long() * jump
+        tau = torch.where(context, 2**FINEST, tau)
+        step = torch.where(context, FINEST, step_B[:, None])
         level = (tau / 2**FINEST)[..., None, None]
         noisy = (1 - level) * noise + level * clean
-        step = step_B[:, None].expand_as(tau)
         predicted = self.denoise(noisy, actions, has, tau, step)
-        weight = 0.9 * level + 0.1
+        weight = (0.9 * level + 0.1) * ~context[..., None, None]
         error = (weight * (predicted - clean).square()).mean((1, 2, 3))
-        if bool(short.any()):
-            with torch.no_grad():
-                keep = [t[short] for t in (noisy, actions, has, tau, step)]
-                z, a, h, u, s = keep
-                half = (jump_B[short] // 2)[:, None]
-                lvl = level[short]
-                first = (self.denoise(z, a, h, u, s + 1) - z) / (1 - lvl)
-                middle = z + first * (half / 2**FINEST)[..., None, None]
-                lvl2 = lvl + (half / 2**FINEST)[..., None, None]
-                second = (self.denoise(middle, a, h, u + half, s + 1) - middle) / (1 - lvl2)
-                target = noisy[short] + (1 - lvl) * (first + second) / 2
-            teach = (weight[short] * (predicted[short] - target).square()).mean((1, 2, 3))
+        # Run it for no sample too: ZeRO stage 3 gathers weights in the forward pass, so all ranks must make as many.
+        if self.shortcut_fraction:
+            chosen = [t[short] for t in (noisy, actions, has, tau, step, context, jump, weight, predicted)]
+            teach = self._taught_by_halves(*chosen)
             error = error.masked_scatter(short, teach)
-        loss: Tensor = error.mean()
+        frames = (~context).float().mean(1)
+        loss: Tensor = (error / frames).mean()
         return loss
+
+    def _taught_by_halves(
+        self,
+        noisy: Tensor,
+        actions: Tensor,
+        has: Tensor,
+        tau: Tensor,
+        step: Tensor,
+        context: Tensor,
+        jump: Tensor,
+        weight: Tensor,
+        predicted: Tensor,
+    ) -> Tensor:
+        """Error of one large step against two steps of half its size, [B] (shortcut models)."""
+        with torch.no_grad():
+            half = torch.where(context, 0, jump // 2)
+            finer = torch.where(context, step, step + 1)
+            left = (1 - tau / 2**FINEST).clamp_min(2**-FINEST)[..., None, None]
+            first = (self.denoise(noisy, actions, has, tau, finer) - noisy) / left
+            middle = noisy + first * (half / 2**FINEST)[..., None, None]
+            left_after = (1 - (tau + half) / 2**FINEST).clamp_min(2**-FINEST)[..., None, None]
+            second = (self.denoise(middle, actions, has, tau + half, finer) - middle) / left_after
+            target = noisy + left * (first + second) / 2
+        error: Tensor = (weight * (predicted - target).square()).mean((1, 2, 3))
+        return error
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Dynamics loss (see there) plus the agent's. M frames of each sample are for the agent: `agent_latents`

@@ -50,10 +50,6 @@ def execute(run_path: str, report: Callable[[Mapping[str, Any]], None] | None = 
     from egoscale.train.ranks import address
 
     run = RunFolder.open(run_path)
-    found = address(os.environ)
-    if found is not None and found[0].rank:
-        stage(run.stage)(Work.of(run, None))
-        return
     if run.result() is not None:
         return
     for name, source in run.inputs().items():
@@ -61,6 +57,10 @@ def execute(run_path: str, report: Callable[[Mapping[str, Any]], None] | None = 
             raise ValueError(
                 f"{run}: its input {name!r} ({source}) is {source.state()}, not done: finish that run first"
             )
+    found = address(os.environ)
+    if found is not None and found[0].rank:  # rank 0 holds the lock and writes
+        stage(run.stage)(Work.of(run, None))
+        return
     with run.lock():
         run.event("start")
         result = stage(run.stage)(Work.of(run, report))

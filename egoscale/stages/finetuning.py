@@ -208,6 +208,7 @@ def _train_slot(
             "tau_draw": torch.from_numpy(u[:, 1:]).float(),
             "step_draw": torch.zeros(size),
             "shortcut": torch.zeros(size, dtype=torch.bool),
+            "num_clean": torch.ones(size, dtype=torch.int64),
         }
 
     return work.train(

@@ -154,6 +154,8 @@ class Samples:
             "tau_draw": torch.from_numpy(u[:, 4 : 4 + T]).float(),
             "step_draw": torch.from_numpy(u[:, 1]).float(),
             "shortcut": torch.from_numpy(u[:, 2] < spec.shortcut_fraction),
+            # Half of the windows have a clean beginning, as a rollout has; the rest has noise everywhere.
+            "num_clean": torch.from_numpy(np.maximum(0, 2 * T * u[:, 3] - T).astype(np.int64)),
             "agent_latents": torch.from_numpy(seen).float(),
             "agent_words": torch.tensor([[self.words[n] for n in row] for row in chosen]),
             "agent_codes": torch.from_numpy(codes).float(),

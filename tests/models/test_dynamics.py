@@ -24,7 +24,8 @@ def batch(shortcut=False):
     return {
         "latents": torch.randn(B, T, N, D), "noise": torch.randn(B, T, N, D), "actions": torch.randn(B, T, A),
         "has_action": torch.rand(B, T) > 0.2, "tau_draw": torch.rand(B, T), "step_draw": torch.rand(B),
-        "shortcut": torch.full((B,), shortcut), "agent_latents": torch.randn(B, M, N, D),
+        "shortcut": torch.full((B,), shortcut), "num_clean": torch.tensor([0, 1, 2, 0]),
+        "agent_latents": torch.randn(B, M, N, D),
         "agent_words": torch.randint(1, 60, (B, M, W)), "agent_codes": torch.randn(B, M, K, A),
     }  # fmt: skip
 
@@ -81,6 +82,7 @@ def test_it_learns_dynamics_that_only_the_action_tells():
             "latents": latents, "noise": torch.randn(latents.shape, generator=generator), "actions": action,
             "has_action": torch.full((16, T), has_action), "tau_draw": torch.rand(16, T, generator=generator),
             "step_draw": torch.zeros(16), "shortcut": torch.zeros(16, dtype=torch.bool),
+            "num_clean": torch.zeros(16, dtype=torch.long),
         }  # fmt: skip
 
     for step in range(200):
@@ -116,3 +118,10 @@ def test_word_ids_fit_the_table(text, vocabulary, length):
 
 def test_word_ids_are_the_same_everywhere():
     assert word_ids("lift the red cube", 512, 5) == [506, 144, 354, 251, 0]
+
+
+def test_no_shortcut_sample_is_no_error_and_changes_nothing():
+    model, plain = stirred(world()), batch(shortcut=False)
+    without = stirred(world(shortcut_fraction=0.0))
+    without.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.dynamics_loss(plain), without.dynamics_loss(plain))

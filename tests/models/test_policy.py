@@ -53,6 +53,7 @@ def test_the_slot_alone_learns_and_starts_at_no_change():
         "latents": torch.randn(2, 2, 9, 4), "noise": torch.randn(2, 2, 9, 4), "motor": torch.randn(2, 2, 4),
         "proprioception": torch.randn(2, 2, 4), "has_action": torch.ones(2, 2, dtype=torch.bool),
         "tau_draw": torch.rand(2, 2), "step_draw": torch.zeros(2), "shortcut": torch.zeros(2, dtype=torch.bool),
+        "num_clean": torch.zeros(2, dtype=torch.long),
     }  # fmt: skip
     model(batch)["loss"].backward()
     assert next(name for name, p in model.named_parameters() if p.grad is not None and p.requires_grad).startswith(

@@ -1,6 +1,8 @@
 """The whole chain on small sizes, through the command line: film to law, and real video to a world model."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +147,44 @@ def test_a_dry_run_says_what_it_costs(recipe):
         lines
     )
     assert int(lines["parameters"].strip().replace(",", "")) > 10_000
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_ranks_train_the_same_world_model_as_one(swept, zero_stage):
+    from egoscale.sweep.ledger import RunFolder
+
+    root, _ = swept
+    known = RunFolder.open(next(path.parent for path in sorted(root.glob("world/*/result.json"))))
+    train = known.recipe().train.model_copy(update={"precision": "fp32"})
+
+    def started(update, num_ranks):
+        recipe = known.recipe().model_copy(update={"train": train.model_copy(update=update)})
+        run = RunFolder.create(root, recipe, known.inputs())
+        if run.result() is None:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            command = [sys.executable, "-m", "egoscale.cli", "run", str(run.path)]
+            ranks = [
+                subprocess.Popen(
+                    command,
+                    env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+                for rank in range(num_ranks)
+            ]
+            said = [process.communicate(timeout=200)[0] for process in ranks]
+            assert [process.returncode for process in ranks] == [0] * num_ranks, said
+        return run
+
+    alone, together = started({}, 1), started({"zero_stage": zero_stage}, 2)
+    one, two = ([json.loads(line) for line in (run.path / "metrics.jsonl").open()] for run in (alone, together))
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
+    assert together.result()["world_loss"] == pytest.approx(alone.result()["world_loss"], rel=1e-4)
+    assert (together.path / "weights" / "weights.safetensors").is_file()
