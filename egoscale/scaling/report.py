@@ -37,7 +37,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class RunsInfo:
-    """How the table came about, in words that the integrator chooses.
+    """How the table came about, in words that the caller chooses.
 
     recipe: what was done ("world model" -> "600 steps, batch 64"). versions: package -> version. counts:
     state of the sweep's runs ("done" -> 124). facts: anything else worth a line (command, commit, machine,
