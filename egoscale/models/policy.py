@@ -82,8 +82,8 @@ class Policy(nn.Module):
 class ActionSlot(nn.Module):
     """A robot's way into the action-conditioned world model: motor command + proprioception -> latent action.
 
-    One slot per embodiment. The last layer starts at zero: an untrained slot says "no change". The world model beside
-    it is frozen; its prediction error teaches the slot what the robot's commands mean in latent actions.
+    One slot per embodiment. The last layer starts at zero: an untrained slot says "no change". The prediction error of
+    the world model beside it teaches the slot what the robot's commands mean in latent actions.
     """
 
     def __init__(self, motor_dim: int, proprioception_dim: int, action_dim: int, hidden_width: int) -> None:
@@ -100,7 +100,7 @@ class ActionSlot(nn.Module):
 
 
 class ActionConditionedWorld(nn.Module):
-    """A frozen world model read through a robot's slot; trains the slot alone."""
+    """A world model driven through a robot's slot: what happens when the robot does this?"""
 
     def __init__(self, world: WorldModel, slot: ActionSlot) -> None:
         super().__init__()

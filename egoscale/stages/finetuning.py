@@ -176,7 +176,7 @@ def _read(policy: Policy, steps: DemoSteps) -> Tensor:
 def _train_slot(
     work: Work, recipe: FinetuneRecipe, folder: Path, robot: Embodiment, steps: DemoSteps
 ) -> dict[str, Any]:
-    """Teach the robot's slot by the prediction error of the frozen world model on the demonstrations."""
+    """A copy of the world model, trained on the demonstrations with the robot's slot; the policy keeps its own."""
     assert recipe.world_train is not None
     spec, seed, size = recipe.world_train, recipe.seed, recipe.world_train.batch_size
     world, config = load(folder, "WorldModel")
@@ -218,6 +218,5 @@ def _train_slot(
         seed,
         {"model": "ActionConditionedWorld", "slot": arguments, "world": config["arguments"]},
         folder=SLOT,
-        learning_rate_scale=lambda name: 0.0 if name.startswith("world.") else 1.0,
         frames_per_sample=T,
     )

@@ -43,7 +43,7 @@ def test_steps_after_the_end_of_a_demonstration_do_not_count():
     torch.testing.assert_close(made(batch)["loss"], loss)
 
 
-def test_the_slot_alone_learns_and_starts_at_no_change():
+def test_a_slot_starts_at_no_change_and_learns_beside_a_frozen_world():
     slot = ActionSlot(motor_dim=4, proprioception_dim=4, action_dim=3, hidden_width=8)
     assert torch.equal(slot(torch.randn(2, 2, 4), torch.randn(2, 2, 4)), torch.zeros(2, 2, 3))
     model = ActionConditionedWorld(world(), slot)
