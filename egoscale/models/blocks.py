@@ -123,7 +123,7 @@ class Attention(nn.Module):
         Returns what was mixed, and the keys and values to remember (of use only if `keep`).
         """
         if x_BTD.shape[1] == 1 and memory is None and not keep:
-            # Attention to a single frame is its value: a third of the agent's step went into finding that out.
+            # Attention to a single frame is its value: a quarter of the agent's step went into finding that out.
             value = self.qkv.weight[-self.num_kv_heads * self.head_dim :]
             v_BTKE = F.linear(x_BTD, value).view(*x_BTD.shape[:2], self.num_kv_heads, self.head_dim)
             groups = self.num_heads // self.num_kv_heads
