@@ -17,7 +17,7 @@ from egoscale.video.archive import Stored
 from egoscale.video.picture import Frames
 from egoscale.video.stream import DecodeError, StreamInfo, first_line, irregular_fraction
 
-REMEDY = "pip install projectaria-tools, or convert it (`vrs extract-images`) and name the folder of pictures"
+REMEDY = "pip install 'egoscale[readers]', or convert it (`vrs extract-images`) and name the folder of pictures"
 CAMERA = "camera-rgb"
 
 

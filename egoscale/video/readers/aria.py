@@ -26,7 +26,7 @@ RGB = "214-1"
 DEVICES = {"Aria": "Aria Gen 1", "Oatmeal": "Aria Gen 2"}  # what a VRS file calls the glasses
 DECODER = "projectaria_tools"
 INSTALL = (
-    "Aria recordings (VRS) are read by projectaria-tools, which is not installed: pip install projectaria-tools,"
+    "Aria recordings (VRS) are read by projectaria-tools, which is not installed: pip install 'egoscale[readers]',"
     " or make an mp4 beside it: vrs_to_mp4 --vrs {name} --output_video {stem}.mp4"
 )
 MPS_ONLY = "outputs of machine perception, and no recording (.vrs) beside them"

@@ -9,7 +9,9 @@ METADATA_SCHEMA, `end_s` in place of `duration_s`, `fps` (29.97, 30000/1001) in 
 the short names of ALIASES; others are let alone. Times are seconds, or `hh:mm:ss.ff`. A row with a `start_s` is a
 piece of its file; one without is the whole of it.
 
-A column `selected` marks a table of `egoscale catalog select`: a row where it is false is not usable.
+A column `selected` marks a table of `egoscale catalog select`: a row where it is false is not usable. A catalogue or
+selection read as a source of the name that its own rows give keeps its clip ids: `lab=selection.parquet` holds
+`lab/a.mp4`, not `lab/lab/a.mp4`.
 
 The source is the table itself, or a folder with one such table in it: then files that it does not name are rows too.
 """
@@ -64,12 +66,13 @@ def read(root: Path, source: str) -> pl.LazyFrame:
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{root}: several tables list clips ({names}): name the one that counts as the source")
-    clips = listed(found[0])
+    clips = listed(found[0], source)
     return clips if root.is_file() else with_unnamed(clips, root, found[0].name)
 
 
-def listed(table: Path) -> pl.LazyFrame:
-    """The clips of one table. Raises ValueError for one without a path, or that cannot be read."""
+def listed(table: Path, source: str = "") -> pl.LazyFrame:
+    """The clips of one table, read as the source of that name. Raises ValueError for one without a path, or that cannot
+    be read."""
     rows = _scan(table)
     names = rows.collect_schema().names()
     known = {column for column in (*METADATA_SCHEMA, *OTHER) if column in names and column not in GIVEN}
@@ -83,6 +86,10 @@ def listed(table: Path) -> pl.LazyFrame:
         before = [pl.col("reason").cast(pl.String)] if "reason" in known else []
         rows = rows.with_columns(reason=pl.coalesce(*before, pl.when(lost).then(pl.lit(NOT_SELECTED))))
         known.add("reason")
+    if {"clip_id", "source"} <= set(names):  # a catalogue: the name of its source will stand before the ids again
+        known_as = pl.col("source").cast(pl.String) == source
+        bare = pl.col("clip_id").cast(pl.String).str.strip_prefix(f"{source}/")
+        rows = rows.with_columns(clip_id=pl.when(known_as).then(bare).otherwise(pl.col("clip_id")))
     typed = rows.with_row_index("row", 1).select("row", *_typed(rows, known))
     name = pl.col("path").str.strip_prefix("./")
     piece = pl.when(pl.col("start_s").is_not_null()).then(pl.format("{}@{}", name, pl.col("start_s")))

@@ -120,3 +120,15 @@ def test_a_table_without_a_path_names_what_it_has(lab):
     (lab / "clips.csv").write_text("name,task\na,b\n")
     with pytest.raises(ValueError, match=r"clips\.csv: no column `path` or `file`; it has name, task"):
         table.read(lab / "clips.csv", "lab")
+
+
+def test_a_catalogue_read_again_under_its_own_name_keeps_its_ids(lab):
+    from egoscale.recipe import SourceSpec
+    from egoscale.video.catalog import write_catalog
+
+    first = write_catalog([SourceSpec(name="lab", path=str(lab))], lab / "first.parquet", probe="none")
+    again = write_catalog([SourceSpec(name="lab", path=str(first))], lab / "again.parquet", probe="none")
+    other = write_catalog([SourceSpec(name="merged", path=str(first))], lab / "other.parquet", probe="none")
+    ids = pl.read_parquet(first)["clip_id"].to_list()
+    assert pl.read_parquet(again)["clip_id"].to_list() == ids and "lab/a.mp4" in ids
+    assert pl.read_parquet(other)["clip_id"].to_list() == [f"merged/{one}" for one in ids]
