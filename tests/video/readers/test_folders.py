@@ -82,7 +82,7 @@ def test_aria_recordings_tell_what_they_need(shared):
     assert (everyday["scene_id"], everyday["task"]) == ("aea-2024-location-1", "script 1")
     assert found["adt/video.vrs"]["scene_id"] == "adt-2023-Apartment"
     if NO_VRS:
-        assert "pip install projectaria-tools" in everyday["reason"] and "vrs_to_mp4" in everyday["reason"]
+        assert "pip install 'egoscale[readers]'" in everyday["reason"] and "vrs_to_mp4" in everyday["reason"]
 
 
 @pytest.mark.skipif(
