@@ -160,7 +160,7 @@ def test_aria_recording_without_its_package_says_what_to_install(shared, monkeyp
     monkeypatch.setitem(sys.modules, "projectaria_tools", None)
     monkeypatch.setitem(sys.modules, "projectaria_tools.core", None)
     path = shared / "ego" / "aria_vrs" / "aea" / "recording.vrs"
-    with pytest.raises(DecodeError, match="not installed: pip install 'egoscale\[readers\]'"):
+    with pytest.raises(DecodeError, match=r"not installed: pip install 'egoscale\[readers\]'"):
         open_video(path).probe()
 
 
