@@ -33,7 +33,11 @@ def square(frames_THWC: Frames, size_px: int) -> Frames:
 
 
 def _shrunk(frame_HWC: Frames, weights: Any) -> NDArray[np.float32]:
-    """Rows, then columns, by a sparse product: one thread, outside Python's lock, summed in the order of the taps."""
+    """Rows, then columns, by a sparse product: one thread, outside Python's lock, summed in the order of the taps.
+
+    No dense product: its threads would contend with the loader's processes (measured 40 times slower on two cores), and
+    its order of summation differs from machine to machine.
+    """
     size, side = weights.shape
     colours = frame_HWC.shape[2]
     rows = weights @ np.ascontiguousarray(frame_HWC, np.float32).reshape(side, side * colours)
@@ -42,49 +46,19 @@ def _shrunk(frame_HWC: Frames, weights: Any) -> NDArray[np.float32]:
     return np.rint(means, out=means).reshape(size, size, colours).swapaxes(0, 1)
 
 
-def grid_means(frames_THWC: Frames, cells: int) -> NDArray[np.float32]:
-    """Mean luma of the whole frame on a grid: float32 [T, cells, cells], 0 to 255.
-
-    Luma is Rec. 601 (0.299 R + 0.587 G + 0.114 B). Large frames are thinned to about four samples a cell and
-    side first, which changes the means by less than the scores look at.
-    """
-    step_H = max(1, frames_THWC.shape[1] // (4 * cells))
-    step_W = max(1, frames_THWC.shape[2] // (4 * cells))
-    thin = frames_THWC[:, ::step_H, ::step_W]
-    rows = _mean(thin, area_taps(thin.shape[1], cells), axis=1)
-    means = _mean(rows, area_taps(thin.shape[2], cells), axis=2)
-    luma: NDArray[np.float32] = (means * np.array([0.299, 0.587, 0.114], np.float32)).sum(-1)
-    return luma
-
-
-def _mean(pixels_THWC: NDArray[Any], taps: Taps, axis: int) -> NDArray[np.float32]:
-    """Weighted sums along one axis, a tap at a time.
-
-    No matrix product: its threads would contend with the loader's processes (measured 40 times slower on two
-    cores), and its order of summation differs from machine to machine.
-    """
-    index, weight = taps
-    shape = [1, 1, 1, 1]
-    shape[axis] = -1
-    total = np.take(pixels_THWC, index[:, 0], axis) * weight[:, 0].reshape(shape)
-    for tap in range(1, index.shape[1]):
-        total += np.take(pixels_THWC, index[:, tap], axis) * weight[:, tap].reshape(shape)
-    return total
-
-
 @lru_cache(maxsize=64)
 def _weights(side: int, size: int) -> Any:
     """The taps as a sparse matrix [size, side]."""
     from scipy.sparse import csr_matrix
 
-    index, weight = area_taps(side, size)
+    index, weight = _area_taps(side, size)
     row = np.broadcast_to(np.arange(size)[:, None], index.shape)
     used = weight != 0
     return csr_matrix((weight[used], (row[used], index[used])), shape=(size, side))
 
 
 @lru_cache(maxsize=64)
-def area_taps(side: int, size: int) -> Taps:
+def _area_taps(side: int, size: int) -> Taps:
     """For each of `size` output pixels, the input pixels it covers and their shares: two [size, taps]."""
     edges = np.arange(size + 1) * (side / size)
     low, high = edges[:-1, None], edges[1:, None]
