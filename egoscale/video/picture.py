@@ -51,14 +51,14 @@ def _weights(side: int, size: int) -> Any:
     """The taps as a sparse matrix [size, side]."""
     from scipy.sparse import csr_matrix
 
-    index, weight = _area_taps(side, size)
+    index, weight = area_taps(side, size)
     row = np.broadcast_to(np.arange(size)[:, None], index.shape)
     used = weight != 0
     return csr_matrix((weight[used], (row[used], index[used])), shape=(size, side))
 
 
 @lru_cache(maxsize=64)
-def _area_taps(side: int, size: int) -> Taps:
+def area_taps(side: int, size: int) -> Taps:
     """For each of `size` output pixels, the input pixels it covers and their shares: two [size, taps]."""
     edges = np.arange(size + 1) * (side / size)
     low, high = edges[:-1, None], edges[1:, None]
