@@ -155,7 +155,7 @@ def report(folder: Path, found: dict[str, list[dict[str, float]]], repeats: int)
         print(f"| {SAID[step]} | {clock_s:.1f} | {cpu_s:.1f} | {clips / clock_s:,.0f} | {peak:.2f} |")
     ratio = [median(run["cpu_s"] for run in found[step]) for step in ("build", "copy")]
     print(
-        f"\nThe build takes {ratio[0] / ratio[1]:.2f} times the processor seconds of polars alone. Asked for: under"
+        f"\nThe build takes {ratio[0] / ratio[1]:.2f} times the processor seconds of polars alone. Aimed at: under"
         " 120 s and under 4 GiB. Clips are sorted a million at a time: memory does not grow with their number."
     )
 

@@ -209,7 +209,7 @@ def report(folder: Path, clips: int, repeats: int) -> None:
     print("hashes equal over all repeats and with one thread (`POLARS_MAX_THREADS=1`):", "yes." if same else "NO.")
     print(f"Worst share error of a stratum {six['share_error'][0]:.2g}, of a source {six['share_error'][1]:.2g}.")
     print(f"The largest holds {held}. The six manifests are {six['mib']:,.0f} MiB.")
-    print("Asked for: under 20 s in all, under 4 GiB.")
+    print("Aimed at: under 20 s in all, under 4 GiB.")
 
 
 def machine() -> str:
