@@ -12,6 +12,7 @@ the machine does not count.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -297,15 +298,14 @@ def page(
         return form(median(cell)) + (" (wrong)" if wrong(name, title) else "")
 
     print("# Decoding: who reads fastest, and right\n")
-    versions = ", ".join(f"{name} {results[name][0]['version']}" for name in names if name not in ("egoscale",))
+    packages = [name for name in names if name not in ("egoscale", "torchcodec approximate")]
+    versions = ", ".join(f"{name.removesuffix(' loop')} {results[name][0]['version']}" for name in packages)
     print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()},"
+        f"{datetime.date.today()}, {os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.0f} at the end,"
     )
-    print(f"numpy {importlib.metadata.version('numpy')}, {versions}. `egoscale` decodes by the same PyAV. One thread")
-    print(
-        f"each; medians of {rounds} rounds in turn. Command: `python benchmarks/decoding.py --films DIR --decord2 DIR"
-    )
-    print("> benchmarks/decoding.md`.\n")
+    print(f"Python {platform.python_version()}, numpy {importlib.metadata.version('numpy')}, {versions}.")
+    print(f"`egoscale` decodes by the same PyAV. One thread each; medians of {rounds} rounds in turn. Command:")
+    print("`python benchmarks/decoding.py --films DIR --decord2 DIR > benchmarks/decoding.md`.\n")
     print(PREFACE)
     for name, reason in lost.items():
         print(f"Not measured: {name} ({reason}).\n")
@@ -354,12 +354,13 @@ def page(
 
 PREFACE = """Times are CPU seconds of the process with all its threads, on a machine that did other work too: compare
 within a row. Ratios are medians of the ratios of each round; "best other" leaves out those that give wrong frames.
+Large arrays cost page faults, which count: memory is compacted before the first round.
 
-**What follows.** `open_video(decoder="auto")` reads with PyAV. With frames left undecoded that no wanted frame is made
-from (H.264, HEVC), a scaler that is kept and time stamps from the header, it is the quickest, or equal to the
-quickest, in every case below, and it is right in all of them. torchcodec, sought exactly, is right too, and equal
-where nothing can be left out (AV1, films without B frames, dense reading); it needs FFmpeg's libraries and imports
-torch, which is seconds and hundreds of MB in every worker, so it is the default nowhere. Sought approximately it gives
+**What follows.** `open_video(decoder="auto")` reads with PyAV: frames that no wanted frame is made from are left
+undecoded (H.264, HEVC), a scaler is kept, time stamps come from the header. It is right in all cases below. Where it
+leaves frames out it is the quickest; where nothing can be left out (AV1, films without B frames) it is as quick as
+torchcodec within a tenth. torchcodec, sought exactly, is right too; it needs FFmpeg's libraries and imports torch,
+which is seconds and hundreds of MB in every worker, so it is the default nowhere. Sought approximately it gives
 neighbours where frames are reordered across key frames. decord and decord2 are slower, and wrong on what x265 makes by
 default: after a seek into an open group of pictures they count from the wrong frame. They stay available by name.
 Windows that are read together cost a fraction of windows read one by one: group them by clip.
@@ -390,6 +391,8 @@ def main() -> None:
             num_windows = SIZES["1080p" if info.height_px > 600 else "256p"][3]
             if info.num_frames > (LENGTH - 1) * STRIDE:
                 files[title] = (str(path), info.num_frames, num_windows)
+    with contextlib.suppress(OSError):  # of root alone: in pieces, memory costs more than decoding
+        Path("/proc/sys/vm/compact_memory").write_text("1")
     results: dict[str, list[dict[str, Any]]] = {}
     lost = {}
     for turn in range(asked.rounds):
