@@ -300,9 +300,8 @@ def page(
     print("# Decoding: who reads fastest, and right\n")
     packages = [name for name in names if name not in ("egoscale", "torchcodec approximate")]
     versions = ", ".join(f"{name.removesuffix(' loop')} {results[name][0]['version']}" for name in packages)
-    print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.0f} at the end,"
-    )
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.0f} at the end"
+    print(f"{datetime.date.today()}, {machine},")
     print(f"Python {platform.python_version()}, numpy {importlib.metadata.version('numpy')}, {versions}.")
     print(f"`egoscale` decodes by the same PyAV. One thread each; medians of {rounds} rounds in turn. Command:")
     print("`python benchmarks/decoding.py --films DIR --decord2 DIR > benchmarks/decoding.md`.\n")
