@@ -484,10 +484,10 @@ def main() -> None:
     print("\n".join(tables))
     print("\n## Threads or processes\n\nFrames a second of wall time, 256p, GOP 12:\n")
     print("\n".join(threads))
+    print("\n## The index\n\nA made-up manifest, half of it at 30 and half at 60 frames a second. A sample is drawn")
     print(
-        "\n## The index\n\nA made-up manifest, half of it at 30 and half at 60 frames a second. A sample is drawn (Philox set"
+        "(Philox set to the step) and located, with the index in the page cache; a batch pays for the drawing once.\n"
     )
-    print("to the step) and located, with the index in the page cache; a batch pays for the drawing once.\n")
     print("\n".join(sizes))
 
 
