@@ -184,7 +184,12 @@ def starts(num_frames: int, num_windows: int) -> np.ndarray:
 
 
 def timed(run: Callable[[], object]) -> float:
-    """CPU seconds of a run, the mean of as many as fill AT_LEAST_S."""
+    """CPU seconds of a run, the mean of as many as fill AT_LEAST_S, after one that is not counted.
+
+    The first run may touch memory that a virtual machine must fetch from its host: 2.5 ms for each huge page of NumPy's
+    large arrays, which doubles the time of 1080p and is nobody's decoding.
+    """
+    run()
     runs, before = 0, time.process_time()
     while not runs or time.process_time() - before < AT_LEAST_S:
         run()
@@ -353,7 +358,8 @@ def page(
 
 PREFACE = """Times are CPU seconds of the process with all its threads, on a machine that did other work too: compare
 within a row. Ratios are medians of the ratios of each round; "best other" leaves out those that give wrong frames.
-Large arrays cost page faults, which count: memory is compacted before the first round.
+Large arrays cost page faults, which count; memory is compacted before the first round, and each reading is done once
+before it is measured.
 
 **What follows.** `open_video(decoder="auto")` reads with PyAV: frames that no wanted frame is made from are left
 undecoded (H.264, HEVC), a scaler is kept, time stamps come from the header. It is right in all cases below. Where it
