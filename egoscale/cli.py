@@ -7,7 +7,7 @@ Exit codes: 0 all done, 1 work failed or is missing, 2 bad input, 85 saved and w
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,12 +17,15 @@ from typer.core import TyperGroup
 from egoscale.cli_catalog import catalog_app
 from egoscale.cli_checkpoint import checkpoint_app, export
 from egoscale.cli_fit import ask_app, fit
-from egoscale.cli_sweep import Root, Sets, Sweep, conclude, execute, planned, stages, sweep_app
+from egoscale.cli_sweep import Root, Sets, Sweep, conclude, execute, planned, stages
+from egoscale.cli_sweep_plan import sweep_app
 from egoscale.cli_trials import trials_app
 from egoscale.cli_video import video_app
 from egoscale.console import BAD_INPUT, FAILED, INTERRUPTED, complain, explained
 
 if TYPE_CHECKING:
+    from egoscale.doctor import Finding
+    from egoscale.recipe import StageRecipe, SweepRecipe
     from egoscale.sweep.ledger import RunFolder
 
 VERBS = (
@@ -98,11 +101,27 @@ def check(
 
 
 @app.command()
-def doctor(root: Root = Path("runs")) -> None:
-    """Look at this machine: versions, rendering, decoders, GPU, disk, tracking, threads; with remedies."""
+def doctor(
+    root: Root = Path("runs"),
+    profile: Annotated[str | None, typer.Option(help="Look at this cluster instead, from its login node.")] = None,
+    wait_s: Annotated[float, typer.Option(min=0, help="Cluster: wait so long for a compute node.")] = 300.0,
+) -> None:
+    """Look at this machine: versions, rendering, decoders, GPU, disk, tracking, threads; with remedies.
+
+    With --profile, at a cluster: partitions, limits, GPUs; by a small job also its nodes: files, clock, Python.
+    """
     from egoscale.doctor import examine, show
 
-    if not show(examine(root)):
+    findings: Iterable[Finding]
+    if profile is None:
+        findings = examine(root)
+    else:
+        from egoscale.resources import find
+        from egoscale.sweep.preflight import examine as examine_cluster
+        from egoscale.sweep.profile import load_profile
+
+        findings = examine_cluster(load_profile(find("slurm", profile)), root, wait_s)
+    if not show(findings):
         raise typer.Exit(FAILED)
 
 
@@ -187,14 +206,14 @@ def find_any(name: str) -> Path:
 
 
 def checked(path: Path, overrides: Sequence[str] = ()) -> str:
-    """Validate one definition by what it is; the resolved text."""
-    from egoscale.recipe import load_recipe, resolved_toml
+    """Validate one definition by what it is (a profile also where it lies elsewhere); the resolved text."""
+    from egoscale.recipe import load_recipe, load_toml, resolved_toml
 
     if path.name == "study.toml":
         from egoscale.scaling.study import load_study
 
         return resolved_toml(load_study(path))
-    if "profiles" in path.parts:
+    if "profiles" in path.parts or {"resources", "partition", "account"} & load_toml(path).keys():
         from egoscale.sweep.profile import load_profile
 
         return resolved_toml(load_profile(path))
@@ -203,7 +222,25 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> str:
         from egoscale.sweep.plan import plan
 
         plan(recipe)
-    return resolved_toml(recipe)
+    changes = _deepspeed_changes(recipe, path) if _merges_deepspeed(recipe.model_dump()) else ()
+    return resolved_toml(recipe) + "".join(f"# {line}\n" for line in changes)
+
+
+def _merges_deepspeed(table: dict[str, object]) -> bool:
+    return any(
+        bool(value) if key == "deepspeed" else isinstance(value, dict) and _merges_deepspeed(value)
+        for key, value in table.items()
+    )
+
+
+def _deepspeed_changes(recipe: StageRecipe | SweepRecipe, path: Path) -> Sequence[str]:
+    """Lines that say what the recipe changes in DeepSpeed's JSON; ValueError where the two contradict."""
+    try:
+        return stages().deepspeed_changes(recipe)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except ModuleNotFoundError:
+        return ["what [deepspeed] changes is checked and shown where egoscale[train] is installed"]
 
 
 def _named_input(text: str) -> tuple[str, RunFolder]:

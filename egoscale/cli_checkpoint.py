@@ -13,12 +13,25 @@ checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints of a run: w
 @checkpoint_app.command("reshape")
 def checkpoint_reshape(
     path: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint in it (…/checkpoints/step-00000200).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Go on in a run of its own with this: train.zero_stage=3."),
+    ] = None,
 ) -> None:
     """Join the pieces that the ranks wrote into whole tensors by name, which any number of ranks and any ZeRO
-    stage resume from. A resumed run does it by itself; by hand it needs no GPU and no ranks."""
+    stage resume from. A resumed run does it by itself; by hand it needs no GPU and no ranks.
+
+    With --set, carry the newest checkpoint of a run to another run, whose recipe says otherwise how it is run."""
     from egoscale.train.checkpoint import newest
     from egoscale.train.reshape import reshape, shards_of
 
+    if overrides:
+        from egoscale.stages.carrying import carry
+        from egoscale.sweep.ledger import RunFolder
+
+        new, step = carry(RunFolder.open(path), overrides)
+        print(f"{new.path}: goes on from step {step} of {path}; `egoscale run {new.path}`")
+        return
     checkpoint = newest(path) if (path / "checkpoints").is_dir() else path
     stage, ranks = shards_of(checkpoint)
     full = reshape(checkpoint)

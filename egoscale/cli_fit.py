@@ -45,6 +45,7 @@ def fit(
     from egoscale.scaling.outputs import fit_document, write_figures, write_json
 
     asked, rows, path = _opened(study, table, overrides, root)
+    _tell_partial(rows)
     fits = fit_study(rows, asked)
     print("\n\n".join(one.summary() for one in fits))
     folder = out or _beside(path, asked.name)
@@ -94,6 +95,17 @@ def _opened(
     return asked, read_table(table), path
 
 
+def _tell_partial(rows: pl.DataFrame) -> None:
+    """Say which rows of a sweep's table are not done: a law of what happened to finish is not the study's."""
+    unfinished = ("new", "running", "failed", "interrupted")  # what `sweep collect` writes beside "done"
+    if "state" not in rows.columns:
+        return
+    states = [state for state in rows["state"].to_list() if state in unfinished]
+    if states:
+        counts = ", ".join(f"{states.count(state)} {state}" for state in unfinished if state in states)
+        print(f"The table is partial: {len(states)} of {len(rows)} rows are not done ({counts}).\n")
+
+
 def _leading(study: str, table: Path | None, overrides: list[str] | None, root: Path, law: str | None) -> Fit:
     """The law that a question is put to.
 
@@ -103,6 +115,7 @@ def _leading(study: str, table: Path | None, overrides: list[str] | None, root: 
     from egoscale.scaling import fit as fit_one
 
     asked, rows, path = _opened(study, table, overrides, root)
+    _tell_partial(rows)
     found = fit_one(rows, asked, law)
     if found.refused_ is not None:
         raise ValueError(f"{path}: {found.refused_.code} {found.refused_.message} {found.refused_.remedy}")

@@ -6,31 +6,44 @@ import contextlib
 import importlib
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
+from typer.core import TyperGroup
 
-from egoscale.console import FAILED, INTERRUPTED, bar, complain, shown
+from egoscale.console import FAILED, INTERRUPTED, bar, complain
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from egoscale.recipe import StageRecipe, SweepRecipe
+    from egoscale.sweep.bill import Forecast
     from egoscale.sweep.ledger import RunFolder
-    from egoscale.sweep.plan import Plan
+    from egoscale.sweep.plan import Job, Plan
 
 DEFAULT_JOBS = 2
-WATCH_EVERY_S = 3.0
 
-sweep_app = typer.Typer(no_args_is_help=True, help="The grid of a study: plan it, run it, see and collect it.")
+VERBS = ("plan", "run", "submit", "status", "cancel", "retry", "logs", "collect")
+
+
+class Verbs(TyperGroup):
+    """The help lists the verbs in the order in which a study needs them."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        return [verb for verb in VERBS if verb in self.commands]
+
+
+sweep_app = typer.Typer(
+    cls=Verbs, no_args_is_help=True, help="The grid of a study: plan it, run it, see and collect it."
+)
 
 Root = Annotated[Path, typer.Option("--root", help="Where the run folders are.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.num_steps=3."),
+]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Go on although the study's law could not be fitted from this grid.")
 ]
 Sweep = Annotated[str, typer.Argument(help="A sweep recipe: a path, or a name such as sweeps/tabletop.")]
 
@@ -49,6 +62,8 @@ class Stages(Protocol):
 
     def execute(self, run_path: str, report: Callable[[Mapping[str, Any]], None] | None) -> None: ...
     def dry_run(self, recipe: StageRecipe, **options: Any) -> Sequence[str]: ...
+    def deepspeed_changes(self, recipe: StageRecipe | SweepRecipe) -> Sequence[str]: ...
+    def forecast(self, job: Job, device: str) -> Forecast | None: ...
     def conclude(self, sweep: SweepRecipe, plan: Plan, root: Path) -> Conclusion: ...
 
 
@@ -108,33 +123,6 @@ def mirrored(plan: Plan, root: Path) -> contextlib.AbstractContextManager[None]:
     return following(runs, plan.sweep.name)
 
 
-def standing(plan: Plan, root: Path) -> pl.DataFrame:
-    """Jobs by stage and state."""
-    import polars as pl
-
-    from egoscale.recipe import STAGES
-
-    rows: dict[str, dict[str, int]] = {}
-    for job in plan.jobs.values():
-        row = rows.setdefault(job.stage, dict.fromkeys(("jobs", "done", "running", "failed", "interrupted", "new"), 0))
-        row["jobs"] += 1
-        row[job.run(root).state()] += 1
-    return pl.DataFrame([{"stage": stage, **rows[stage]} for stage in STAGES if stage in rows])
-
-
-@sweep_app.command("plan")
-def sweep_plan(recipe: Sweep, overrides: Sets = None, root: Root = Path("runs"), jobs: int = DEFAULT_JOBS) -> None:
-    """List the jobs of a sweep: how many of each stage, how many are done, how long the rest may take."""
-    from egoscale.sweep.progress import Estimate, duration
-
-    plan = planned(recipe, overrides)
-    print(f"{plan.sweep.name}: {len(plan.cells)} cells from {len(plan.jobs)} jobs")
-    print(shown(standing(plan, root)))
-    waiting = [job for job in plan.jobs.values() if job.run(root).state() != "done"]
-    left = Estimate(plan, root, jobs).left(waiting, {})
-    print(f"about {duration(left)} left with {jobs} jobs at a time" if waiting else "nothing left to run")
-
-
 @sweep_app.command("run")
 def sweep_run(
     recipe: Sweep,
@@ -143,9 +131,13 @@ def sweep_run(
     jobs: Annotated[int, typer.Option(min=1, help="Jobs at a time on this machine.")] = DEFAULT_JOBS,
 ) -> None:
     """Compute what is missing, then the law. Stopped at any moment and started again, it goes on."""
+    from egoscale.cli_sweep_plan import objections
     from egoscale.sweep.local import run as run_plan
 
     plan = planned(recipe, overrides)
+    for notice in objections(plan):  # a person at their own machine may want the runs all the same
+        if notice.severity == "error":
+            complain(f"{notice.code}  {notice.message} {notice.remedy}")
     # Imported once for all jobs, which saves each of them about 2.5 s. (Some of these start idle threads
     # before the fork; 400 forks of such a process, each computing with polars and torch, went well.)
     preload = ("torch", "deepspeed", *stages().MODULES)
@@ -171,42 +163,26 @@ def sweep_submit(
     profile: Annotated[str, typer.Option(help="A profile of the cluster: a path, or a name such as profiles/h100.")],
     overrides: Sets = None,
     root: Root = Path("runs"),
+    anyway: Anyway = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay, and send what max_submitted held back as the queue gets shorter.")
+    ] = False,
 ) -> None:
     """Send what is missing to Slurm: an array for each stage, each run waiting for its own inputs alone."""
+    from egoscale.cli_sweep_plan import objections
     from egoscale.resources import find
     from egoscale.sweep.profile import load_profile
-    from egoscale.sweep.submission import lines, submit
-
-    for line in lines(submit(planned(recipe, overrides), root, load_profile(find("slurm", profile)))):
-        print(line)
-
-
-@sweep_app.command("status")
-def sweep_status(
-    recipe: Sweep,
-    overrides: Sets = None,
-    root: Root = Path("runs"),
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until all is done.")] = False,
-) -> None:
-    """How far a sweep is: one line a stage, one glyph a run, and why runs failed."""
-    from egoscale.sweep.status import lines, standing
+    from egoscale.sweep.submission import lines, submit, submit_all
 
     plan = planned(recipe, overrides)
-    found = standing(plan, root)
-    if watch:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-
-        with Live(Text("\n".join(lines(found))), console=Console(), auto_refresh=False) as live:
-            while found.counts["running"] + found.counts["queued"]:
-                time.sleep(WATCH_EVERY_S)
-                found = standing(plan, root)
-                live.update(Text("\n".join(lines(found))), refresh=True)
-    else:
-        print("\n".join(lines(found)))
-    if not found.complete:
-        raise typer.Exit(FAILED)
+    refused = [notice for notice in objections(plan) if notice.severity == "error"]
+    if refused and not anyway:
+        told = "\n".join(f"{notice.code}  {notice.message} {notice.remedy}" for notice in refused)
+        raise ValueError(f"{told}\nnothing was sent: change the grid, or add --anyway")
+    cluster = load_profile(find("slurm", profile))
+    for answer in submit_all(plan, root, cluster) if wait else [submit(plan, root, cluster)]:
+        for line in lines(answer):
+            print(line, flush=True)
 
 
 @sweep_app.command("cancel")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from egoscale.definition import RecipeError, assigned, load_toml, merged, to_toml
 
@@ -27,6 +28,18 @@ class Spec(BaseModel):
     """A frozen table of a recipe; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+MAX_NAME = 80  # characters; a file's name has 255 bytes, and others are made of it
+
+
+def _name(value: str) -> str:
+    # "." and ".." are folders of others; what is not a letter or digit may mean something to a shell.
+    if not re.fullmatch(r"[^\W_][\w.-]*", value) or len(value) > MAX_NAME:
+        raise ValueError(
+            f"a name has 1 to {MAX_NAME} letters, digits and `_`, `.`, `-`, and begins with a letter or digit"
+        )
+    return value
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -68,6 +81,22 @@ class TrainSpec(Spec):
     hang_timeout_s: float = Field(1800.0, ge=0, description="a step that takes longer ends the run; 0 = never")
     stop_before_limit_s: float = Field(180.0, ge=0, description="save and requeue so long before Slurm's time limit")
     deepspeed: dict[str, object] = Field(default_factory=dict, description="merged over the derived JSON")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.offload != "none" and self.zero_stage < (lowest := {"optimizer": 1, "parameters": 3}[self.offload]):
+            held = "the whole optimizer is" if self.zero_stage == 0 else "whole weights are"
+            raise ValueError(
+                f'offload = "{self.offload}" with zero_stage = {self.zero_stage}, where {held} on every rank: '
+                f"set zero_stage to {lowest}{'' if lowest == 3 else ' or more'}, or offload to "
+                f'"{"optimizer" if self.zero_stage else "none"}"'
+            )
+        if self.batch_size % (self.micro_batch_size or 1):
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}, on any "
+                "number of ranks: batch_size = micro_batch_size x accumulation x ranks"
+            )
+        return self
 
 
 # --- models: keyword arguments of the classes in egoscale.models --------------------------------------------
@@ -372,6 +401,8 @@ class GridSpec(Spec):
     """The cells of a study: every combination is one row of the table. Without `demos` only pretraining is run."""
 
     hours: tuple[float, ...]
+    scenes: tuple[int, ...] = ()  # numbers of scenes that the hours are drawn from; none = all of them
+    models: dict[str, BlockSpec] = Field(default_factory=dict, description="sizes of world models by name")
     demos: tuple[int, ...] = ()
     seeds: tuple[int, ...]
     arms: tuple[Literal["latent", "hand"], ...] = ("latent",)
@@ -382,7 +413,7 @@ class SweepRecipe(Spec):
     """A study: the grid, the recipe of each stage, and the analysis that concludes it."""
 
     stage: Literal["sweep"] = "sweep"
-    name: str
+    name: Annotated[str, AfterValidator(_name)] = Field(description="of folders, jobs, tables; `title` is for people")
     title: str = ""
     study: str = ""  # analysis/<study>/study.toml
     tokenizer_hours: float = Field(gt=0, description="hours of the subset that trains the shared tokenizer")
@@ -479,6 +510,8 @@ def _fault(model: type[BaseModel], data: dict[str, Any], fault: dict[str, Any]) 
     if fault["type"] == "missing":
         return f"key `{dotted}` is missing; add it"
     message = fault["msg"][:1].lower() + fault["msg"][1:]
+    if fault["type"] == "value_error" and isinstance(fault.get("input"), dict) and dotted:
+        return f"table `{dotted}`: {message.removeprefix('value error, ')}"
     return f"key `{dotted}` = {_shown(data, location, fault.get('input'))}: {message}" if dotted else message
 
 

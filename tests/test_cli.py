@@ -105,8 +105,10 @@ def test_plan_status_and_collect_of_a_sweep_that_has_not_begun(tmp_path: Path) -
         "grid.seeds=[0]",
     ]
     done = egoscale("sweep", "plan", *words, cwd=tmp_path)
+    assert done.returncode == 2 and "--anyway" in done.stderr  # one size: no law
+    done = egoscale("sweep", "plan", *words, "--anyway", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 cells" in done.stdout
+    assert "2 cells" in done.stdout and "E_SIZES" in done.stdout
     assert egoscale("sweep", "status", *words, cwd=tmp_path).returncode == 1
     done = egoscale("sweep", "collect", *words, "--out", "table.csv", cwd=tmp_path)
     assert done.returncode == 1  # work is missing

@@ -48,6 +48,23 @@ def code_of(*words: str) -> int:
     return int(stopped.value.code or 0)
 
 
+def test_a_partial_table_is_called_so(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    states = ["done"] * 27 + ["failed", "new", "new"]
+    missing = pl.col("state") != "done"
+    rows = table().with_columns(state=pl.Series(states))
+    rows = rows.with_columns(pl.when(~missing).then(column).alias(column) for column in ("successes", "trials", "loss"))
+    rows.write_csv(study.parent / "runs.csv")
+    assert code_of("fit", str(study), "--no-figures") == 0
+    said = capsys.readouterr().out
+    assert "The table is partial: 3 of 30 rows are not done (2 new, 1 failed)." in said
+    assert "W_PARTIAL" in said and "3 of 30 cells of the grid are missing" in said
+    assert code_of("ask", "hours", str(study), "--target", "0.9", "--second", "50") == 0
+    assert "The table is partial" in capsys.readouterr().out
+    table().with_columns(state=pl.lit("CA")).write_csv(study.parent / "runs.csv")  # a column of another meaning
+    assert code_of("fit", str(study), "--no-figures") == 0
+    assert "The table is partial" not in capsys.readouterr().out
+
+
 def test_fit_reads_the_table_beside_the_study_and_writes_beside_it(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The recipes for clusters: they check, they are as large as they are called, they fit, and their page is true."""
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from egoscale.cli import checked
 from egoscale.recipe import load_recipe
-from egoscale.stages.dry import DEVICE_GB, Place, cost
+from egoscale.stages.dry import DEVICE_GB, Place, cost, told
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "pretraining.md"
@@ -62,6 +63,48 @@ def test_the_world_model_asks_for_codes_that_the_latent_action_model_has():
         assert max(world.strides_frames) <= actions.max_stride_frames
         assert world.rate_hz == actions.rate_hz == load_recipe(TOKENIZER).rate_hz
         assert world.hours == actions.hours
+
+
+WORLD = ROOT / "recipes" / "pretrain" / "world-300m.toml"
+MERGED = ["train.deepspeed.zero_optimization.reduce_bucket_size=5000000", "train.deepspeed.steps_per_print=9"]
+
+
+def test_what_is_merged_into_deepspeeds_json_is_a_diff_at_check_and_at_a_dry_run():
+    diff = [
+        "train.deepspeed: zero_optimization.reduce_bucket_size: 298693456 -> 5000000",
+        "train.deepspeed: steps_per_print: (not set) -> 9",
+    ]
+    assert checked(WORLD, MERGED).splitlines()[-2:] == [f"# {line}" for line in diff]
+    recipe = load_recipe(WORLD, MERGED)
+    assert told(recipe)[-2:] == diff
+    assert json.loads(told(recipe, as_json=True)[0])["deepspeed_changes"] == diff
+    sweep = ROOT / "recipes" / "sweeps" / "tabletop.toml"
+    said = checked(sweep, ["finetune.world_train.deepspeed.steps_per_print=9"]).splitlines()[-1]
+    assert said == "# finetune.world_train.deepspeed: steps_per_print: (not set) -> 9"
+    assert not checked(WORLD).splitlines()[-1].startswith("#")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("train.offload=optimizer train.zero_stage=0", 'offload = "optimizer" with zero_stage = 0.*zero_stage to 1'),
+        ("train.offload=parameters", 'offload = "parameters" with zero_stage = 1, .*set zero_stage to 3, or offload'),
+        ("train.micro_batch_size=7", "micro_batch_size = 7 does not divide batch_size = 512, on any number of ranks"),
+        ("train.deepspeed.bf16.enabled=true", "bf16.enabled = True contradicts the recipe, where train.precision"),
+        ("train.deepspeed.zero_optimization.stage=3", "train.zero_stage decides it: set that, and leave this out"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_runs(given, said):
+    with pytest.raises(ValueError, match=rf"world-300m.toml: .*{said}"):
+        checked(WORLD, given.split())
+
+
+def test_a_batch_that_deepspeed_would_deal_out_otherwise_is_told_for_each_layout():
+    given = ["train.deepspeed.gradient_accumulation_steps=8"]
+    said = told(load_recipe(WORLD, given), gpus=(16, 32))
+    assert next(line for line in said if "samples a GPU" in line).split()[-3:] == ["4", "x", "8"]
+    (refused,) = (line for line in said if line.startswith("not on"))
+    assert refused.startswith("not on 32 GPUs") and "4 samples x 8 passes x 32 ranks = 1024" in refused
 
 
 def test_the_page_is_what_the_commands_say(monkeypatch):

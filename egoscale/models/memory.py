@@ -15,6 +15,16 @@ from typing import Any, Literal
 FP32 = 4
 
 
+def checkpoint_bytes(num_weights: int, num_trained: int, num_one_moment: int, zero_stage: int) -> int:
+    """What a checkpoint takes on disk, over all files and any number of ranks: every weight, two moments of each
+    that is trained (one of Muon's matrices), and at stages 1 and 2 what is trained once more, as the ranks update it.
+
+    Measured on DeepSpeed 0.19.8 (AdamW and Muon, 1 and 2 ranks): 12 bytes a weight at stages 0 and 3 and 16 at 1 and 2
+    with AdamW, 8 and 12 where all is Muon's; 40 kB of scripts and names beside.
+    """
+    return FP32 * (num_weights + 2 * num_trained - num_one_moment + (num_trained if zero_stage in (1, 2) else 0))
+
+
 @dataclass(frozen=True)
 class Kernels:
     """`number_bytes` of an activation: 4 in fp32, 2 under bf16 autocast. `fused` are those of a GPU."""

@@ -28,6 +28,15 @@ DECADE = 10.0
 _DRAWS = 400  # of each family in an averaged forecast
 
 
+def too_few(law: Law, seen: Cells, study: StudySpec) -> bool:
+    """Whether the rows that remain when some are held out cannot carry the law."""
+    fixed = study.fixed.get(law.name, {})
+    return (
+        len(seen.sizes_S) < max(3, law.size_parameters(fixed) + 1)
+        or len(law.parameters) - len(fixed) >= seen.num_designs
+    )
+
+
 def hold_out(law: Law, cells: Cells, study: StudySpec) -> HoldOut | None:
     """Predict the held-out rows and score the prediction beside last value and no-effect baselines.
 
@@ -40,12 +49,9 @@ def hold_out(law: Law, cells: Cells, study: StudySpec) -> HoldOut | None:
     if not ahead_N.any() or ahead_N.all():
         return None
     seen, ahead = cells.where(~ahead_N), cells.where(ahead_N)
-    fixed = study.fixed.get(law.name, {})
-    if (
-        len(seen.sizes_S) < max(3, law.size_parameters(fixed) + 1)
-        or len(law.parameters) - len(fixed) >= seen.num_designs
-    ):
+    if too_few(law, seen, study):
         return None
+    fixed = study.fixed.get(law.name, {})
     criterion = Criterion.of(law, study.objective)
     best = optimum(law, seen, criterion, fixed)
     eta_N = law.eta(best.theta_P[None], ahead.x)[0]

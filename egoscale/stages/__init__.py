@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from egoscale.stages.conclusion import Conclusion, conclude
+from egoscale.sweep.bill import Forecast
 from egoscale.sweep.ledger import RunFolder
+from egoscale.sweep.plan import Job
 
 STAGES: Mapping[str, str] = {
     "film": "recording:film",
@@ -63,12 +65,21 @@ def execute(run_path: str, report: Callable[[Mapping[str, Any]], None] | None = 
         stage(run.stage)(Work.of(run, None))
         return
     with run.lock():
+        if run.result() is not None:  # another process finished it between our look and our lock
+            return
         reason = stalled(run.events(), os.environ) if hasattr(run.recipe(), "train") else ""
         if reason:
             raise ValueError(f"{run}: {reason}")
-        run.event("start")
+        run.event("start", gpus=_num_gpus(found[0].world_size if found else 1))
         result = stage(run.stage)(Work.of(run, report))
         run.finish(result)
+
+
+def _num_gpus(num_ranks: int) -> int:
+    """GPUs that a run works on, one a rank; what it costs is told from it. Counted without waking them."""
+    import torch
+
+    return num_ranks if torch.cuda.device_count() else 0
 
 
 def dry_run(recipe: Any, **options: Any) -> list[str]:
@@ -78,4 +89,28 @@ def dry_run(recipe: Any, **options: Any) -> list[str]:
     return told(recipe, **options)
 
 
-__all__ = ["MODULES", "STAGES", "Conclusion", "conclude", "dry_run", "execute", "stage"]
+def forecast(job: Job, device: str) -> Forecast | None:
+    """What one job of a sweep costs by its recipe; None where that does not say."""
+    from egoscale.stages.forecasting import forecast
+
+    return forecast(job, device)
+
+
+def deepspeed_changes(recipe: Any) -> list[str]:
+    """What the recipe changes in DeepSpeed's derived JSON, a line a key; ValueError where the two contradict."""
+    from egoscale.stages.dry import deepspeed_changes
+
+    return deepspeed_changes(recipe)
+
+
+__all__ = [
+    "MODULES",
+    "STAGES",
+    "Conclusion",
+    "conclude",
+    "deepspeed_changes",
+    "dry_run",
+    "execute",
+    "forecast",
+    "stage",
+]

@@ -114,8 +114,8 @@ def _pretrained(sweep: SweepRecipe, plan: Plan, root: Path) -> Conclusion:
 def _text_table(table: pl.DataFrame) -> str:
     """Success per cell, seeds side by side: a row per arm, hours and demonstrations."""
     rows = []
-    keys = ["arm", "hours", "demos"]
-    for (arm, hours, demos), cells in table.group_by(keys, maintain_order=True):
+    keys = ["arm", "hours", "demos", *(name for name in ("model", "scenes") if name in table.columns)]
+    for (arm, hours, demos, *more), cells in table.group_by(keys, maintain_order=True):
         done = cells.drop_nulls("trials")
         counts = done.select("successes", "trials").rows()
         seeds = "  ".join(f"{successes / trials:4.0%}" for successes, trials in counts)
@@ -124,6 +124,7 @@ def _text_table(table: pl.DataFrame) -> str:
         losses = [float(loss) for loss in done["prior_loss"].drop_nulls()]
         learned = f"{sum(losses) / len(losses):.3f}" if losses else "-"
         cell = f"{arm!s:8} {float(str(hours)):>6g} h {demos!s:>5} demos"
+        cell += "".join(f"  {name} {value}" for name, value in zip(keys[3:], more, strict=True) if value is not None)
         rows.append(f"{cell}   {shown:16}  unexplained {learned:6}  by seed {seeds}")
     return "\n".join(rows)
 

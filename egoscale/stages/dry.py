@@ -15,13 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from egoscale.models.blocks import SpaceTimeBlock, SpaceTimeStack
 from egoscale.models.dynamics import WorldModel
 from egoscale.models.flops import latent_action_flops, tokenizer_flops, world_flops
 from egoscale.models.latent_action import LatentActionModel
-from egoscale.models.memory import FP32, Kept, Kernels, latent_action_bytes, recomputed, tokenizer_bytes, world_bytes
+from egoscale.models.memory import (
+    FP32,
+    Kept,
+    Kernels,
+    checkpoint_bytes,
+    latent_action_bytes,
+    recomputed,
+    tokenizer_bytes,
+    world_bytes,
+)
 from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.recipe import (
     LatentActionRecipe,
@@ -32,7 +42,9 @@ from egoscale.recipe import (
     load_recipe,
 )
 from egoscale.sweep.profile import load_profile
+from egoscale.train.deepspeed_json import changes_anywhere, deepspeed_config, shown
 from egoscale.train.order import split
+from egoscale.train.ranks import Ranks
 from egoscale.train.throughput import peak_flops_per_s
 
 # The share of the bf16 peak that sharded training of such models is known to reach, recomputation counted: 40-50 %
@@ -187,10 +199,9 @@ def layout(model: Model, spec: TrainSpec, place: Place, overlap: bool = True) ->
     ranks, stage = place.num_gpus, spec.zero_stage
     try:
         micro, passes = split(spec.batch_size, ranks, spec.micro_batch_size)
+        deepspeed_config(spec, Ranks(0, ranks, 0), model.parameters)
     except ValueError as error:
         return Layout(place, fault=str(error))
-    if spec.offload != "none" and stage < {"optimizer": 1, "parameters": 3}[spec.offload]:
-        return Layout(place, fault=f'train.offload = "{spec.offload}" does not go with zero_stage = {stage}')
     whole = FP32 * float(model.parameters)
     part = whole / ranks if stage else whole
     moments = (2 * whole - FP32 * model.muon) / (ranks if stage else 1)
@@ -258,8 +269,7 @@ def cost(
         hours_seen=hours_seen,
         epochs={at: value / hours for at, value in hours_seen.items()} if hours else {},
         unique_hours=hours,
-        # Weights and moments; stages 1 and 2 write the weights twice (Engine.checkpoint_bytes).
-        checkpoint_bytes=weights * (4 if spec.zero_stage in (1, 2) else 3) - FP32 * model.muon,
+        checkpoint_bytes=checkpoint_bytes(model.parameters, model.parameters, model.muon, spec.zero_stage),
         checkpoints_kept=kept,
         device=device,
         peak_flops_per_s=peak,
@@ -271,9 +281,27 @@ def cost(
         layouts=tuple(layout(model, spec, place) for place in places),
         zero_stage=spec.zero_stage,
         precision=spec.precision,
-        state_bytes=4.0 * weights - FP32 * model.muon,
+        state_bytes=(5.0 if spec.zero_stage else 4.0) * weights - FP32 * model.muon,
         assumed=model.assumed,
     )
+
+
+def deepspeed_changes(recipe: BaseModel, place: str = "") -> list[str]:
+    """What each `[train.deepspeed]` of a recipe, or of a sweep's recipes, changes in the derived JSON, a line a key.
+
+    Raises ValueError where one contradicts its recipe.
+    """
+    found = []
+    for name in type(recipe).model_fields:
+        value, here = getattr(recipe, name), f"{place}{name}"
+        if isinstance(value, TrainSpec):
+            if value.deepspeed:
+                known = isinstance(recipe, TokenizerRecipe | LatentActionRecipe | WorldRecipe)
+                changes = changes_anywhere(value, model_of(recipe).parameters if known else BUCKET)
+                found += [f"{here}.deepspeed: {line}" for line in shown(changes).splitlines() if line]
+        elif isinstance(value, BaseModel):
+            found += deepspeed_changes(value, f"{here}.")
+    return found
 
 
 def told(
@@ -298,7 +326,9 @@ def told(
             raise ValueError(f"{tokenizer}: a recipe of stage {read.stage!r}; --tokenizer wants one of a tokenizer")
         latents = read.tokenizer
     of = cost(recipe, _places(recipe.stage, profile, gpus), price, latents)
-    return [json.dumps(_plain(of), indent=1)] if as_json else lines(of)
+    if as_json:
+        return [json.dumps({**_plain(of), "deepspeed_changes": deepspeed_changes(recipe)}, indent=1)]
+    return lines(of) + deepspeed_changes(recipe)
 
 
 def _places(stage: str, profile: Path | None, gpus: Sequence[int]) -> tuple[Place, ...]:
@@ -330,8 +360,9 @@ def lines(of: Cost) -> list[str]:
     if of.epochs:
         epochs = ", ".join(f"{value:.3g} at {at}" for at, value in of.epochs.items())
         written.append(f"epochs           {epochs} over {of.unique_hours:,g} unique hours")
+    twice = " twice" if of.zero_stage else ""  # whole, or in pieces at stage 3, and what each rank updates of them
     written += [
-        f"training state   {_size(of.state_bytes)}: weights, gradients, moments in fp32",
+        f"training state   {_size(of.state_bytes)}: weights{twice}, gradients, moments in fp32",
         f"checkpoint       {_size(of.checkpoint_bytes)}; kept: {of.checkpoints_kept}",
         f"total FLOPs      {of.flops_total:.3g} = {_count(of.gpu_hours)} GPU-hours of an {of.device} at "
         f"{of.utilisation:.0%} of {of.peak_flops_per_s / 1e12:.0f} TFLOP/s",

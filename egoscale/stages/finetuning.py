@@ -26,6 +26,12 @@ from egoscale.video.latents import LatentShards
 SLOT = "slot"  # folder of the action slot inside the run
 SCRATCH_ACTION_DIM = 8  # numbers of a latent action where no video says how many
 PROPRIOCEPTION_NOISE = 0.03  # standard deviations: few demonstrations pass the same place twice
+# Weights of a whole world model that come along unused: the policy reads one frame, the slot's rollouts have no agent.
+# They are frozen, or ZeRO, which hands the optimizer zeros for a gradient that never came, would let them decay.
+UNUSED_BY_POLICY = ("world.action_in.", "world.latent_out.")
+UNUSED_BY_SLOT = tuple(
+    f"world.{name}" for name in ("agents", "agent_norm.", "agent_out.", "instruction_in.", "words.", "word_place")
+)
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,13 @@ def finetune(work: Work) -> dict[str, Any]:
         policy.read_mean.copy_(read.mean(0))
         policy.read_std.copy_(read.std(0).clamp_min(0.05))
 
+    demo_of = np.repeat(np.arange(len(steps.lengths)), steps.lengths)
+
+    def row_at(step: int) -> NDArray[np.int64]:
+        return (draws(seed, "finetune", step, size, 1)[:, 0] * len(steps.motor)).astype(np.int64)
+
     def batch_at(step: int) -> dict[str, Tensor]:
-        row = (draws(seed, "finetune", step, size, 1)[:, 0] * len(steps.motor)).astype(np.int64)
+        row = row_at(step)
         shake = PROPRIOCEPTION_NOISE * normal(seed, "finetune/state", step, steps.proprioception[row].shape)
         batch = {
             "proprioception": torch.from_numpy(steps.proprioception[row] + shake),
@@ -154,12 +165,27 @@ def finetune(work: Work) -> dict[str, Any]:
             "pretrained": pretrained,
             "actions": config.get("actions"),
         },
-        learning_rate_scale=lambda name: trunk_scale if name.startswith("world.") else 1.0,
+        learning_rate_scale=lambda name: policy_scale(name, trunk_scale, recipe.policy.interface),
+        batch_ids=lambda step: [demo_id(row) for row in demo_of[row_at(step)].tolist()],
         frames_per_sample=1,
+        tokens_per_frame=steps.latents.shape[1],
     )
     if pretrained and recipe.world_train is not None:
         result["slot"] = _train_slot(work, recipe, work.input("world"), robot, steps)
     return {**result, "num_demos": recipe.num_demos, "demo_steps": len(steps.motor), "frozen_trunk": frozen}
+
+
+def policy_scale(name: str, trunk_scale: float, interface: str = "latent-action") -> float:
+    """Factor of a policy weight's learning rate; 0 = frozen. On wide features the latent action is not read out."""
+    unused = (*UNUSED_BY_POLICY, *(("world.agent_out.",) if interface == "features" else ()))
+    if name.startswith(unused):
+        return 0.0
+    return trunk_scale if name.startswith("world.") else 1.0
+
+
+def slot_scale(name: str) -> float:
+    """Factor of the learning rate of a weight of the world behind a slot; 0 = frozen."""
+    return 0.0 if name.startswith(UNUSED_BY_SLOT) else 1.0
 
 
 def _read(policy: Policy, steps: DemoSteps) -> Tensor:
@@ -192,9 +218,12 @@ def _train_slot(
     starts = np.concatenate([[0], np.cumsum(steps.lengths)[:-1]])
     table = WindowTable(steps.lengths, T)
 
-    def batch_at(step: int) -> dict[str, Tensor]:
+    def places(step: int) -> tuple[NDArray[Any], ...]:
         u = draws(seed, "finetune/slot", step, size, 1 + T)
-        demo, first = table.locate(u[:, 0])
+        return u, *table.locate(u[:, 0])
+
+    def batch_at(step: int) -> dict[str, Tensor]:
+        u, demo, first = places(step)
         rows = (starts[demo] + first)[:, None] + np.arange(T)
         before = np.maximum(rows - 1, starts[demo][:, None])  # the command of step t - 1 led to frame t
         known = (rows - 1) >= starts[demo][:, None]
@@ -218,5 +247,8 @@ def _train_slot(
         seed,
         {"model": "ActionConditionedWorld", "slot": arguments, "world": config["arguments"]},
         folder=SLOT,
+        batch_ids=lambda step: [demo_id(demo) for demo in places(step)[1].tolist()],
+        learning_rate_scale=slot_scale,
         frames_per_sample=T,
+        tokens_per_frame=steps.latents.shape[1],
     )

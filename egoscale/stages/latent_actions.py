@@ -15,7 +15,7 @@ from egoscale.models.latent_action import LatentActionModel
 from egoscale.recipe import LatentActionRecipe
 from egoscale.stages.models import described
 from egoscale.stages.work import Work
-from egoscale.train.order import draws, normal
+from egoscale.train.order import draws, normal_rows
 from egoscale.video.clips import WindowTable
 from egoscale.video.latents import LatentShards
 from egoscale.video.seen import Pieces, count_seen
@@ -84,11 +84,13 @@ def latent_action(work: Work) -> dict[str, Any]:
     model.change_scale.copy_(model.weighted(sample["first"], sample["second"], sample["first"])[1].mean())
     anneal = max(1, round(spec.beta_warmup_fraction * recipe.train.num_steps))
 
-    def batch_at(step: int) -> dict[str, Tensor]:
+    def batch_at(step: int, rows: slice = slice(None)) -> dict[str, Tensor]:
+        """A global batch, or these rows of it."""
+        shape = (batch_size, spec.action_dim)
         return {
-            **pairs.at(draws(seed, "latent-action", step, batch_size, 2)),
-            "noise": torch.from_numpy(normal(seed, "latent-action", step, (batch_size, spec.action_dim))),
-            "beta_scale": torch.full((batch_size,), min(1.0, (step + 1) / anneal)),
+            **pairs.at(draws(seed, "latent-action", step, batch_size, 2)[rows]),
+            "noise": torch.from_numpy(normal_rows(seed, "latent-action", step, shape, rows)),
+            "beta_scale": torch.full((batch_size,), min(1.0, (step + 1) / anneal))[rows],
         }
 
     seen = held.at(draws(0, "latent-action/gate", 0, GATE_PAIRS, 2))
@@ -107,6 +109,8 @@ def latent_action(work: Work) -> dict[str, Any]:
         batch_ids=lambda step: pairs.names(draws(seed, "latent-action", step, batch_size, 2)),
         forward_flops_per_sample=latent_action_flops(given),
         frames_per_sample=2,
+        tokens_per_frame=shards.num_tokens,
+        own_rows=True,
     )
 
     def pieces() -> Iterator[Pieces]:

@@ -105,6 +105,7 @@ def tokenizer(work: Work) -> dict[str, Any]:
             batch_ids=batches.ids,
             forward_flops_per_sample=tokenizer_flops(given, length),
             frames_per_sample=length,
+            tokens_per_frame=(spec.image_size_px // spec.patch_size_px) ** 2,
         )
     assert batches.quarantine is not None
     return {**result, **batches.seen(recipe.train.num_steps).to_dict(), "quarantined": len(batches.quarantine)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from egoscale.recipe import StageRecipe, TrainSpec
 from egoscale.sweep.ledger import RunFolder
-from egoscale.train.checkpoint import discard_checkpoints, export_weights
+from egoscale.train.checkpoint import discard_checkpoints, export_weights, load_weights, write_text
 from egoscale.train.goodput import ledger
 from egoscale.train.guards import Requeue
 from egoscale.train.loop import train
@@ -19,6 +20,7 @@ from egoscale.train.ranks import ranks
 
 Recipe = TypeVar("Recipe")
 WEIGHTS = "weights"  # folder of a run that holds its trained model
+TRAINED = "trained.json"  # beside it: the training was finished, with this result; what follows it may be not
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Work:
         self,
         model: nn.Module,
         spec: TrainSpec,
-        batch_at: Callable[[int], dict[str, Tensor]],
+        batch_at: Callable[..., dict[str, Tensor]],
         seed: int,
         config: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
         folder: str = "",
@@ -66,7 +68,8 @@ class Work:
     ) -> dict[str, Any]:
         """Train `model`, resuming what is in this folder, and export its weights with `config`.
 
-        `folder` keeps a second training of one stage apart. Returns the loop's result.
+        `folder` keeps a second training of one stage apart. A training that was finished is not repeated: `model` gets
+        the weights that it exported. Returns the loop's result.
         """
         out = self.out / folder
         identity = {"run": str(self.run), "part": folder, "seed": seed}
@@ -76,6 +79,10 @@ class Work:
             export_weights(state, dict(described), out / WEIGHTS)
 
         with ranks() as group:
+            before: dict[str, Any] | None = group.from_main(_trained(out, identity) if group.main else None)
+            if before is not None:
+                model.load_state_dict(load_weights(out / WEIGHTS)[0])
+                return before
             try:
                 result = train(
                     model,
@@ -94,6 +101,17 @@ class Work:
                     self.run.event("goodput", **ledger(out, self.run.events()))
                 raise
             if group.main:
-                discard_checkpoints(out)
                 result["goodput"] = ledger(out, self.run.events())
+                write_text(out / TRAINED, json.dumps({"identity": identity, "result": result}, indent=1))
+                discard_checkpoints(out)
+        model.to("cpu")  # what a stage does with it after training, it does with tensors of the CPU
         return result
+
+
+def _trained(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a training in this folder came to, if it was finished and its weights are there."""
+    if not (out / TRAINED).is_file() or not (out / WEIGHTS).is_dir():
+        return None
+    held: dict[str, Any] = json.loads((out / TRAINED).read_text())
+    result: dict[str, Any] = held["result"]
+    return result if held["identity"] == identity else None

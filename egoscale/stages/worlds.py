@@ -21,7 +21,7 @@ from egoscale.recipe import WorldRecipe, WorldSpec
 from egoscale.stages.latent_actions import latents_of
 from egoscale.stages.models import described, inference, load
 from egoscale.stages.work import Work
-from egoscale.train.order import draws, normal
+from egoscale.train.order import draws, normal_rows
 from egoscale.video.clips import WindowTable, frames_of
 from egoscale.video.latents import LatentShards
 from egoscale.video.seen import Pieces, count_seen
@@ -145,11 +145,25 @@ class Samples:
         agent_clip, agent_frame = frames.locate(u[:, 4 + 2 * T : 4 + 2 * T + M])
         return u, clip, start, agent_clip, np.where(u[:, 4 + 2 * T + M :] < self.first_fraction, 0, agent_frame)
 
+    def names(self, seed: int, stream: str, step: int, size: int) -> list[list[str]]:
+        """Clips behind each sample: of the window, and of the agent's frames."""
+        _, clip, _, agent_clip, _ = self.places(seed, stream, step, size)
+        rows = np.concatenate([clip[:, None], agent_clip], axis=1).tolist()
+        return [[self.shards.clip_ids[one] for one in dict.fromkeys(row)] for row in rows]
+
     def batch(
-        self, seed: int, stream: str, step: int, size: int, spec: WorldSpec, latent_noise: float
+        self,
+        seed: int,
+        stream: str,
+        step: int,
+        size: int,
+        spec: WorldSpec,
+        latent_noise: float,
+        rows: slice = slice(None),
     ) -> dict[str, Tensor]:
+        """A global batch of `size`, or these rows of it."""
         T = self.window_frames
-        u, clip, start, agent_clip, agent_frame = self.places(seed, stream, step, size)
+        u, clip, start, agent_clip, agent_frame = (held[rows] for held in self.places(seed, stream, step, size))
         stride = self.tables[0].stride(clip)
         latents = self.shards.windows(clip, start, T, stride)
         # The code of a frame leads to the next one: that of the frame before the window to its first.
@@ -163,9 +177,10 @@ class Samples:
             ]
         )
         seen = self.shards.windows(agent_clip.reshape(-1), agent_frame.reshape(-1), 1)
-        seen = seen.reshape(size, self.agent_frames, *seen.shape[2:])
+        seen = seen.reshape(len(u), self.agent_frames, *seen.shape[2:])
         if latent_noise:
-            seen = seen + latent_noise * normal(seed, f"{stream}/agent", step, seen.shape)
+            shape = (size, *seen.shape[1:])
+            seen = seen + latent_noise * normal_rows(seed, f"{stream}/agent", step, shape, rows)
         codes = np.stack(
             [
                 [self.standard(self.labels.of_clip[n][int(f)])[1:] for n, f in zip(row, at, strict=True)]
@@ -174,7 +189,7 @@ class Samples:
         )
         return {
             "latents": torch.from_numpy(latents),
-            "noise": torch.from_numpy(normal(seed, stream, step, latents.shape)),
+            "noise": torch.from_numpy(normal_rows(seed, stream, step, (size, *latents.shape[1:]), rows)),
             "actions": torch.from_numpy(actions),
             # A tenth of the actions is hidden, so that the model can also run without any.
             "has_action": torch.from_numpy(known & (u[:, 4 + T : 4 + 2 * T] > 0.1)),
@@ -250,12 +265,15 @@ def world(work: Work) -> dict[str, Any]:
         unexplained = (codes[:, 0] - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean()
         return {"world_loss": float(loss), "prior_loss": float(unexplained)}
 
+    def batch_at(step: int, rows: slice = slice(None)) -> dict[str, Tensor]:
+        return training.batch(seed, "world", step, recipe.train.batch_size, spec, recipe.latent_noise, rows)
+
     torch.manual_seed(seed)
     model = WorldModel(**given)
     result = work.train(
         model,
         recipe.train,
-        lambda step: training.batch(seed, "world", step, recipe.train.batch_size, spec, recipe.latent_noise),
+        batch_at,
         seed,
         described(
             WorldModel,
@@ -269,6 +287,9 @@ def world(work: Work) -> dict[str, Any]:
         validate_every_steps=max(1, recipe.train.num_steps // 5),
         forward_flops_per_sample=world_flops(given, recipe.agent_frames),
         frames_per_sample=window + recipe.agent_frames,
+        tokens_per_frame=shards.num_tokens,
+        own_rows=True,
+        batch_ids=lambda step: training.names(seed, "world", step, recipe.train.batch_size),
     )
     model.eval()
     with inference():

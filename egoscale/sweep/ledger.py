@@ -12,7 +12,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,7 +76,7 @@ class RunFolder:
             ("recipe.toml", resolved_toml(recipe)),
         ):
             if not (run.path / name).is_file() or (run.path / name).read_text() != text:
-                write_whole(run.path / name, text)
+                write_whole(run.path / name, text, durable=False)  # ten thousand flushes are minutes; this mends it
         return run
 
     @classmethod
@@ -156,11 +156,17 @@ class RunFolder:
 
     def state(self) -> State:
         """done: has a result; running: a live process holds it; else by the last event."""
-        if self.result() is not None:
+        try:
+            held = {path.name for path in self.path.iterdir()}  # one look: most of a large sweep's runs have not begun
+        except OSError:
+            return "new"
+        if "result.json" in held and self.result() is not None:
             return "done"
-        if self.holder() is not None:
+        if "lock" in held and self.holder() is not None:
             return "running"
-        names = [event["event"] for event in self.events()]
+        names = [event["event"] for event in self.events()] if "events.jsonl" in held else []
+        if names[-1:] == ["end"] and self.result() is not None:  # it ended while we looked
+            return "done"
         if "start" not in names and "fail" not in names:
             return "new"
         return "failed" if names[-1] == "fail" else "interrupted"
@@ -192,15 +198,28 @@ COLUMNS = {
     "arm": str, "hours": float, "hours_unique": float, "demos": int, "seed": int,
     "world_loss": float, "prior_loss": float, "target_r2": float, "successes": int, "trials": int,
 }  # fmt: skip
+OF_A_GRID: dict[str, dict[str, Any]] = {
+    "model": {"model": str, "parameters": int},
+    "scenes": {"scenes": int},
+}  # where the grid names them
 LINEAGE = ("evaluate", "finetune", "world", "latent-action", "subset", "tokenizer")
+
+
+def columns(cells: Sequence[Job]) -> dict[str, Any]:
+    """Columns of the table of these cells by type, but for those of verbs, keys and state."""
+    found: dict[str, Any] = dict(COLUMNS)
+    for label, more in OF_A_GRID.items():
+        if any(label in cell.labels for cell in cells):
+            found |= more
+    return found
 
 
 def collect(root: Path, jobs: Iterable[Job]) -> pl.DataFrame:
     """The table: one row a cell (an evaluate job), from `result.json` files alone; a missing number is null.
 
-    Columns: COLUMNS, then successes_<verb> and trials_<verb>, the keys of the runs behind the row
-    (evaluate_key ... tokenizer_key), subset_hash, and `state`, the state of the evaluate run: a row that is
-    not "done" is partial.
+    Columns: COLUMNS, model and parameters or scenes where the grid names them, then successes_<verb> and
+    trials_<verb>, the keys of the runs behind the row (evaluate_key ... tokenizer_key), subset_hash, and `state`, the
+    state of the evaluate run: a row that is not "done" is partial.
     """
     import polars as pl
 
@@ -222,6 +241,7 @@ def collect(root: Path, jobs: Iterable[Job]) -> pl.DataFrame:
         verbs |= set(per_verb)
         rows.append(
             {**cell.labels, "hours_unique": 0.0 if cell.labels["hours"] == 0 else subset.get("hours")}
+            | ({"parameters": world.get("num_parameters")} if "model" in cell.labels else {})
             | {name: world.get(name) for name in ("world_loss", "prior_loss", "target_r2")}
             | {name: trials.get(name) for name in ("successes", "trials")}
             | {f"successes_{verb}": counts[0] for verb, counts in per_verb.items()}
@@ -229,7 +249,7 @@ def collect(root: Path, jobs: Iterable[Job]) -> pl.DataFrame:
             | {_key_column(stage): behind[stage].key if stage in behind else None for stage in LINEAGE}
             | {"subset_hash": subset.get("hash"), "state": cell.run(root).state()}
         )
-    schema: dict[str, Any] = dict(COLUMNS)
+    schema = columns(cells)
     schema |= {f"{what}_{verb}": int for verb in sorted(verbs) for what in ("successes", "trials")}
     schema |= {_key_column(stage): str for stage in LINEAGE} | {"subset_hash": str, "state": str}
     return pl.DataFrame(rows, schema=schema, orient="row")

@@ -8,8 +8,10 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 class RunLockedError(RuntimeError):
@@ -20,19 +22,44 @@ def holder(lock: Path) -> str | None:
     """Who holds a lock file now ("process 71 on host"), or None; a dead process holds nothing.
 
     Of a process on another machine nothing is known: its lock counts as held, but for an earlier attempt of this very
-    Slurm job: Slurm starts a job again only when the attempt before has ended, on whatever node.
+    Slurm job: Slurm starts a job again when the attempt before has ended, or its node is lost. A process of that
+    attempt that is seen alive here still holds it: a lost node may be a lost daemon, whose steps go on.
     """
-    try:
-        owner = json.loads(lock.read_text())
-        pid, host = int(owner["pid"]), str(owner["host"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    owner = _owner(lock)
+    if owner is None:
         return None
-    mine = slurm_job()
+    pid, host, mine = owner["pid"], owner["host"], slurm_job()
+    if host == socket.gethostname():
+        return f"process {pid} on {host}" if process_start(pid) == owner.get("started") else None
     if mine and owner.get("job") == mine and owner.get("attempt") != os.environ.get("SLURM_RESTART_COUNT", "0"):
         return None
-    if host == socket.gethostname() and process_start(pid) != owner.get("started"):
-        return None
     return f"process {pid} on {host}"
+
+
+def _owner(lock: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(lock.read_text())
+        return {**owner, "pid": int(owner["pid"]), "host": str(owner["host"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def orphaned(lock: Path, ended: Callable[[str], bool]) -> bool:
+    """Is this the lock of a Slurm job on another machine that has ended without unlocking (a lost node, a kill)?
+
+    ended: whether a job ("17", "17_3") is known to have ended.
+    """
+    owner = _owner(lock)
+    return bool(owner and owner["host"] != socket.gethostname() and owner.get("job") and ended(owner["job"]))
+
+
+def take_away(lock: Path, ended: Callable[[str], bool]) -> bool:
+    """Remove an orphaned lock (see `orphaned`); was it one?"""
+    with alone(lock.parent):
+        if not orphaned(lock, ended):
+            return False
+        lock.unlink(missing_ok=True)
+    return True
 
 
 def slurm_job() -> str:
@@ -55,7 +82,7 @@ def held(lock: Path) -> Iterator[None]:
                 f"{lock.parent}: {other} works on this run; wait for it, "
                 f"or delete the file {lock.name} there if that machine is gone"
             )
-        write_whole(lock, mine)
+        _create(lock, mine)
     try:
         yield
     finally:
@@ -64,14 +91,33 @@ def held(lock: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place, flush it to the disk, and rename it into its place."""
+def _create(lock: Path, text: str) -> None:
+    """Make a lock where none, or a dead one's, lies: by a link, of which one succeeds on any file system."""
+    lock.unlink(missing_ok=True)
+    beside = lock.with_name(f".{lock.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
+    write_whole(beside, text)
+    try:
+        os.link(beside, lock)
+    except FileExistsError:
+        raise RunLockedError(f"{lock.parent}: another process has just begun to work on this run") from None
+    except OSError:  # a file system without links
+        beside.replace(lock)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, durable: bool = True) -> None:
+    """Write a file beside its place, flush it to the disk, and rename it into its place.
+
+    durable=False leaves the flush to the system: for what is written again where a power cut took it.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:
@@ -107,9 +153,13 @@ def _boot() -> str:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """A short critical section among processes of this machine (file systems without locks go without)."""
-    handle = os.open(folder, os.O_RDONLY)
+def alone(place: Path) -> Iterator[None]:
+    """A critical section among processes that name the same folder, or the same file, which is made.
+
+    A folder serves processes of this machine. A file, open for writing, serves those of other machines too, where their
+    file system passes locks on (NFS does for files, not for folders). File systems without locks go without.
+    """
+    handle = os.open(place, os.O_RDONLY) if place.is_dir() else os.open(place, os.O_RDWR | os.O_CREAT, 0o664)
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)

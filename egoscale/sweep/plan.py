@@ -5,19 +5,20 @@
     teleop ---------------+-> tokenizer -> encode ----+                                    evaluate
 
 A cell with 0 hours is fine-tuned from scratch. Labelled hands (arm "hand") need no latent actions; their
-world model reads the film. Somebody's own video (`catalog.sources` with paths) needs no film.
+world model reads the film. Somebody's own video (`catalog.sources` with paths) needs no film. The grid may also
+name numbers of scenes, which are other subsets, and sizes of world models.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from egoscale.recipe import RecipeError, StageRecipe, SweepRecipe, TrainSpec
+from egoscale.recipe import BlockSpec, RecipeError, StageRecipe, SweepRecipe, TrainSpec
+from egoscale.sweep.grid import Seen, drawn_from, named, pretrainings, sized
+from egoscale.sweep.grid import cells as grid_cells
 from egoscale.sweep.ledger import RunFolder, run_key
 
 
@@ -27,7 +28,7 @@ class Job:
 
     recipe: StageRecipe
     inputs: dict[str, Job] = field(default_factory=dict)
-    labels: dict[str, Any] = field(default_factory=dict)  # arm, hours, demos, seed, as far as they apply
+    labels: dict[str, Any] = field(default_factory=dict)  # arm, model, hours, scenes, demos, seed, as they apply
 
     @property
     def stage(self) -> str:
@@ -47,7 +48,7 @@ class Job:
 
     def title(self) -> str:
         """The job for a person: "world latent, 0.25 h, seed 1"."""
-        units = {"hours": "{:g} h", "demos": "{} demos", "seed": "seed {}"}
+        units = {"hours": "{:g} h", "scenes": "{} scenes", "demos": "{} demos", "seed": "seed {}"}
         parts = [units.get(name, "{}").format(value) for name, value in self.labels.items()]
         return f"{self.stage} {', '.join(parts)}".rstrip()
 
@@ -108,61 +109,53 @@ def plan(sweep: SweepRecipe) -> Plan:
     catalog = job(sweep.catalog, video=video)
     select = job(sweep.select, catalog=catalog)
 
-    def subset(hours: float, seed: int) -> Job:
-        recipe = sweep.subset.model_copy(update={"hours": hours, "seed": seed})
-        return job(recipe, {"hours": hours, "seed": seed}, select=select)
+    @cache  # a key is a hash of a whole recipe, and every number of demonstrations asks for the same world model
+    def subset(hours: float, seed: int, scenes: int | None = None) -> Job:
+        recipe = sweep.subset.model_copy(update={"hours": hours, "seed": seed, **drawn_from(sweep, scenes)})
+        return job(recipe, {"hours": hours, **named(scenes=scenes), "seed": seed}, select=select)
 
     tokenizer = job(sweep.tokenizer, subset=subset(sweep.tokenizer_hours, 0), select=select, demos=demos)
     encode = job(sweep.encode, tokenizer=tokenizer, select=select, demos=demos)
 
-    def pretrained(arm: str, hours: float, seed: int) -> tuple[Job, Job | None]:
+    worlds = sized(sweep, sweep.world.model)
+
+    @cache
+    def pretrained(video_of: Seen) -> tuple[Job, Job | None]:
         """The world model of a cell and the latent actions it was trained on (none for labelled hands)."""
-        clips = subset(hours, seed)
+        hours, seed = video_of.hours, video_of.seed
+        clips = subset(hours, seed, video_of.scenes)
         seen = {"hours": hours, "seed": seed}
+        labels = {"hours": hours, **named(scenes=video_of.scenes), "seed": seed}
         latent = None
-        if arm == "latent":
-            recipe = sweep.latent_action.model_copy(update=seen)
-            latent = job(recipe, seen, encode=encode, subset=clips)
-        hands = video if arm == "hand" else None
+        if video_of.arm == "latent":
+            latent = job(sweep.latent_action.model_copy(update=seen), labels, encode=encode, subset=clips)
         return (
             job(
-                sweep.world.model_copy(update={"actions": arm, **seen}),
-                {"arm": arm, **seen},
+                sweep.world.model_copy(update={"actions": video_of.arm, "model": worlds[video_of.model], **seen}),
+                {"arm": video_of.arm, **named(model=video_of.model), **labels},
                 encode=encode,
                 subset=clips,
                 latent_action=latent,
-                video=hands,
+                video=video if video_of.arm == "hand" else None,
             ),
             latent,
         )
 
-    for actions in sweep.grid.arms if not sweep.grid.demos else ():
-        for hours, seed in itertools.product(sorted(set(sweep.grid.hours)), sweep.grid.seeds):
-            pretrained(actions, hours, seed)
+    for seen in pretrainings(sweep) if not sweep.grid.demos else ():
+        pretrained(seen)
+    from_scratch = sized(sweep, sweep.finetune.world) if sweep.finetune is not None else {}
     cells = []
-    for arm, hours, num_demos, seed in _cells(sweep):
-        labels = {"arm": arm, "hours": hours, "demos": num_demos, "seed": seed}
-        world, latent = pretrained(arm, hours, seed) if hours > 0 else (None, None)
+    for seen, num_demos in grid_cells(sweep):
+        labels = seen.labels() | {"demos": num_demos, "seed": seen.seed}
+        world, latent = pretrained(seen) if seen.hours > 0 else (None, None)
         assert sweep.finetune is not None and sweep.evaluate is not None  # _check
-        recipe = sweep.finetune.model_copy(update={"num_demos": num_demos, "seed": seed, "arm": arm})
+        changes = {"num_demos": num_demos, "seed": seen.seed, "arm": seen.arm}
+        if seen.model is not None:
+            changes["world"] = from_scratch[seen.model]
+        recipe = sweep.finetune.model_copy(update=changes)
         policy = job(recipe, labels, encode=encode, demos=demos, tokenizer=tokenizer, world=world, latent_action=latent)
         cells.append(job(sweep.evaluate, labels, finetune=policy, tokenizer=tokenizer))
     return Plan(sweep, jobs, tuple(dict.fromkeys(cells)))
-
-
-def _cells(sweep: SweepRecipe) -> Iterator[tuple[str, float, int, int]]:
-    """(arm, hours, demos, seed) of every row. Without video the arms are the same: 0 hours comes once."""
-    grid = sweep.grid
-    for arm in grid.arms:
-        for hours in sorted(set(grid.hours)):
-            if hours == 0 and arm != ("latent" if "latent" in grid.arms else grid.arms[0]):
-                continue
-            for num_demos in sorted(set(grid.demos)):
-                for seed in grid.seeds:
-                    yield arm, hours, num_demos, seed
-    for num_demos in sorted(set(grid.scratch_demos)):
-        for seed in grid.seeds:
-            yield "scratch", 0.0, num_demos, seed
 
 
 def _filmed(sweep: SweepRecipe) -> bool:
@@ -172,12 +165,17 @@ def _filmed(sweep: SweepRecipe) -> bool:
 def _check(sweep: SweepRecipe) -> None:
     """What no single key can be checked for: numbers of the grid against each other and against the data."""
     grid, name = sweep.grid, f"sweep {sweep.name!r}"
-    for key in ("hours", "seeds", "arms", *(["demos"] if grid.demos else [])):
+    for key in ("hours", "seeds", "arms", *(key for key in ("demos", "scenes") if getattr(grid, key))):
         values = getattr(grid, key)
         if not values or len(set(values)) != len(values):
             raise RecipeError(f"{name}: key `grid.{key}` = {list(values)}: must list one value or more, each once")
     if not all(0 <= hours < float("inf") for hours in grid.hours):
         raise RecipeError(f"{name}: key `grid.hours` = {list(grid.hours)}: hours are 0 (from scratch) or more")
+    if grid.scenes and (min(grid.scenes) < 1 or "participant" in sweep.subset.axis):
+        raise RecipeError(
+            f"{name}: key `grid.scenes` = {list(grid.scenes)} with `subset.axis` = {sweep.subset.axis!r}: numbers of "
+            'scenes are 1 or more, and the axis is "hours", "scenes" or "hours_per_scene"'
+        )
     _check_cells(sweep, name)
     if not sweep.catalog.sources:
         raise RecipeError(f'{name}: key `catalog.sources` is empty: name a folder, or path = "" for the film')
@@ -234,6 +232,10 @@ def weight(recipe: Any) -> float:
     def training(spec: TrainSpec, frames: int) -> float:
         return spec.num_steps * spec.batch_size * frames * 5e-4
 
+    def size(blocks: BlockSpec) -> float:
+        """Weights of the blocks, in those of the rates' model: 3 layers of width 96."""
+        return blocks.num_layers * blocks.width**2 / (3 * 96**2)
+
     match recipe.stage:
         case "film":
             return float(recipe.hours * 3600 * recipe.fps_hz / 750)
@@ -246,10 +248,10 @@ def weight(recipe: Any) -> float:
         case "latent-action":
             return training(recipe.train, 2)
         case "world":
-            return training(recipe.train, recipe.model.context_frames)
+            return training(recipe.train, recipe.model.context_frames) * size(recipe.model.blocks)
         case "finetune":
             both = [recipe.train, recipe.world_train] if recipe.world_train else [recipe.train]
-            return sum(training(spec, recipe.world.context_frames) for spec in both)
+            return sum(training(spec, recipe.world.context_frames) for spec in both) * size(recipe.world.blocks)
         case "evaluate":
             return float(recipe.num_episodes * 0.1 + 2)
     return 3.0

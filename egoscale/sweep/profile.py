@@ -27,8 +27,15 @@ def _line(value: str) -> str:
     return value
 
 
+def _word(value: str) -> str:
+    if value.startswith("-"):
+        raise ValueError(f"{value!r} begins with `-` and would be read as an option")
+    return _line(value)
+
+
 Plain = Annotated[str, AfterValidator(_plain)]
-Line = Annotated[str, AfterValidator(_line)]
+Line = Annotated[str, AfterValidator(_line)]  # quoted where a shell reads it
+Word = Annotated[str, AfterValidator(_word)]  # the same, where it stands alone on a command line
 
 
 class ResourceSpec(Spec):
@@ -54,8 +61,8 @@ class ContainerSpec(Spec):
     """The image that jobs run in."""
 
     kind: Literal["pyxis", "apptainer"]
-    image: Line
-    mounts: tuple[Line, ...] = ()  # "/data:/data"
+    image: Word
+    mounts: tuple[Word, ...] = ()  # "/data:/data"
 
 
 class Profile(Spec):
@@ -67,15 +74,15 @@ class Profile(Spec):
     qos: Plain = ""
     reservation: Plain = ""
     constraint: Plain = ""
-    python: Line = ""  # the interpreter on compute nodes; empty = the one that submits
-    modules: tuple[Plain, ...] = ()
+    python: Word = ""  # the interpreter on compute nodes; empty = the one that submits
+    modules: tuple[Word, ...] = ()
     setup: tuple[Line, ...] = ()  # lines of the administrator's, run as they stand before each job
     environment: dict[str, Line] = Field(default_factory=dict)
     container: ContainerSpec | None = None
     max_array_size: int = Field(1000, gt=0, description="elements of an array (Slurm's own default allows 1001)")
-    max_submitted: int = Field(0, ge=0, description="elements in the queue at a time; 0 = no limit")
+    max_submitted: int = Field(0, ge=0, description="elements you may have in the queue; 0 = no limit")
     signal_before_end_s: int = Field(180, ge=0, description="USR1 so long before the time limit: save, and go on later")
-    max_retries: int = Field(2, ge=0, description="after a hang, a lost node or a killed process")
+    max_retries: int = Field(2, ge=0, description="after a hang, a lost node, a kill, a time limit")
     gpu_count_option: Literal["gres", "gpus-per-node"] = "gres"
     resources: dict[Plain, ResourceSpec] = Field(default_factory=lambda: {"default": ResourceSpec()})
     stages: dict[str, Plain] = Field(default_factory=dict)

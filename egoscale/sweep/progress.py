@@ -11,11 +11,10 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from egoscale.sweep.ledger import RunFolder
-from egoscale.sweep.plan import Job, Plan, weight
+from egoscale.sweep.measured import finished
+from egoscale.sweep.plan import Job, Plan
 
 HEARTBEAT_S = 30.0  # between two lines about the jobs at work, where there is no terminal
-EARLIER_RUNS = 50  # runs of one stage that are read for their durations: enough for a mean
 
 
 class Estimate:
@@ -25,20 +24,10 @@ class Estimate:
         self.plan, self.workers = plan, workers
         self._seconds: dict[str, float] = defaultdict(float)
         self._weights: dict[str, float] = defaultdict(float)
-        for stage in {job.stage for job in plan.jobs.values()}:
-            results = sorted((root / stage).glob("*/result.json"), key=lambda path: path.stat().st_mtime)
-            for path in results[-EARLIER_RUNS:]:
-                run = RunFolder(path.parent)
-                seconds = run.seconds()
-                try:
-                    recipe = run.recipe()
-                except (
-                    ValueError,
-                    FileNotFoundError,
-                ):  # a run of another version tells nothing about this one
-                    continue
-                if seconds is not None:
-                    self._learn(stage, weight(recipe), seconds)
+        self.finished = {stage: finished(root, stage, plan.jobs) for stage in {job.stage for job in plan.jobs.values()}}
+        for stage, runs in self.finished.items():
+            for run in runs:
+                self._learn(stage, run.weight, run.seconds)
 
     def learn(self, job: Job, seconds: float) -> None:
         """Take in how long a job took."""
@@ -54,6 +43,10 @@ class Estimate:
             return job.weight * self._seconds[job.stage] / self._weights[job.stage]
         known = sum(self._weights.values())
         return job.weight * (sum(self._seconds.values()) / known if known else 1.0)
+
+    def measured(self, stage: str) -> bool:
+        """Whether runs of this stage have finished; else its seconds are an order of magnitude."""
+        return bool(self._weights[stage])
 
     def chains(self) -> dict[str, float]:
         """Expected seconds of the longest chain of users that each job begins, itself included."""

@@ -7,10 +7,16 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+T = TypeVar("T")
 TIMEOUT_S = 60.0
+PATIENCE_S = 300.0  # for a controller that is being restarted; a fail-over takes minutes
+ASK_AGAIN_S = 3.0
 FIELD = "|"
 # States of a job that may still run, by squeue's long names.
 ALIVE = frozenset(
@@ -18,8 +24,17 @@ ALIVE = frozenset(
 )
 
 
+# What a submission from within a job would hand on: its shape, and what would bend the commands that are asked.
+FROM_SLURM = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "PMI_", "PMIX_")
+FROM_A_JOB = ("CUDA_VISIBLE_DEVICES", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 class SlurmError(RuntimeError):
     """Slurm refused, or did not answer."""
+
+
+class ControllerAwayError(SlurmError):
+    """The controller did not answer: it may have taken what was sent to it, or not."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +50,26 @@ class QueuedElement:
 
     @property
     def never(self) -> bool:
-        """It waits for what will not come."""
-        return self.reason == "DependencyNeverSatisfied"
+        """It waits for what will not come: for what failed, or, held after Slurm could not launch it (its controller
+        was killed just then), for an administrator."""
+        held = "launch" in self.reason and "held" in self.reason
+        return self.reason == "DependencyNeverSatisfied" or held
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Without what a job would hand on to the jobs it submits (SLURM_* but for SLURM_CONF, SBATCH_*): an inner `srun`
     dies of them ("SLURM_MEM_PER_CPU, SLURM_MEM_PER_NODE are mutually exclusive")."""
+    inner = FROM_A_JOB if "SLURM_JOB_ID" in environ else ()
     return {
         name: value
         for name, value in environ.items()
-        if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SBATCH_", "SRUN_"))
+        if name == "SLURM_CONF" or not (name.startswith(FROM_SLURM) or name in inner)
     }
 
 
 def run(command: Sequence[str], given: str | None = None, timeout_s: float = TIMEOUT_S) -> str:
-    """Output of a Slurm command. SlurmError with its own words where it fails, is missing, or does not answer."""
+    """Output of a Slurm command. SlurmError with its own words where it fails or is missing, ControllerAwayError where
+    nobody answers."""
     if shutil.which(command[0]) is None:
         raise SlurmError(f"`{command[0]}` is not on this machine: submit from a login node of the cluster")
     try:
@@ -64,13 +83,37 @@ def run(command: Sequence[str], given: str | None = None, timeout_s: float = TIM
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(
+        raise ControllerAwayError(
             f"`{command[0]}` did not answer in {timeout_s:.0f} s: is the controller up? (`scontrol ping`)"
         ) from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise SlurmError(f"`{' '.join(command[:2])}` failed: {said[-1] if said else f'exit code {done.returncode}'}")
+        away = any(word in done.stderr for word in ("Unable to contact", "Socket timed out", "Connection refused"))
+        raise (ControllerAwayError if away else SlurmError)(
+            f"`{' '.join(command[:2])}` failed: {said[-1] if said else f'exit code {done.returncode}'}"
+        )
     return done.stdout
+
+
+def patiently(ask: Callable[[], T], patience_s: float | None = None) -> T:
+    """What `ask` answers, asked again while the controller is away, for PATIENCE_S at most; says so on stderr."""
+    began = time.monotonic()
+    patience_s = PATIENCE_S if patience_s is None else patience_s
+    told = False
+    while True:
+        try:
+            return ask()
+        except ControllerAwayError as error:
+            waited = time.monotonic() - began
+            if waited > patience_s:
+                raise SlurmError(
+                    f"{error}; asked for {waited:.0f} s. What was sent is noted: the same command, typed when "
+                    "`scontrol ping` says UP, goes on from there"
+                ) from None
+            if not told:
+                print(f"{error}; asking again for {patience_s:.0f} s", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(ASK_AGAIN_S)
 
 
 def sbatch(script: str, options: Sequence[str] = ()) -> str:
@@ -94,7 +137,9 @@ def indices(numbers: Iterable[int]) -> str:
 
 
 def queue(name_prefix: str, user: str = "") -> list[QueuedElement]:
-    """Elements of this user's jobs whose name begins so, those that Slurm still remembers; an element a row.
+    """Elements of a user's jobs whose name begins so, those that Slurm still remembers; an element a row.
+
+    user: a name, or several with commas between; default: who asks.
 
     Finished ones are in it for a while (MinJobAge), so the folders are asked first.
     """
@@ -108,6 +153,20 @@ def queue(name_prefix: str, user: str = "") -> list[QueuedElement]:
             continue
         found.append(QueuedElement(parts[0], int(parts[1]), parts[2], parts[3], parts[5], parts[4]))
     return found
+
+
+def ended(job: str) -> bool:
+    """Has a job ("17", "17_3") ended, or is it forgotten? False where Slurm cannot be asked."""
+    try:
+        answer = run(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}"])
+    except SlurmError as error:
+        return "Invalid job id" in str(error)
+    return not ALIVE & set(answer.split())
+
+
+def num_queued() -> int:
+    """Elements of all jobs of this user that wait or run: what a limit on submissions counts."""
+    return len(run(["squeue", "--noheader", "--array", "--me", "--format=%T"]).split())
 
 
 def cancel(jobs: Iterable[str]) -> None:

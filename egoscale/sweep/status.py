@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from egoscale.recipe import STAGES
 from egoscale.sweep import slurm
+from egoscale.sweep.ledger import RunFolder
+from egoscale.sweep.lock import orphaned
 from egoscale.sweep.plan import Job, Plan
 from egoscale.sweep.progress import Estimate, duration
 from egoscale.sweep.submission import Study
@@ -18,8 +23,10 @@ State = Literal["done", "running", "queued", "blocked", "failed", "interrupted",
 GLYPHS: dict[State, str] = {
     "done": "●", "running": "◐", "queued": "○", "blocked": "▪", "failed": "✗", "interrupted": "◌", "new": "·",
 }  # fmt: skip
-WIDTH = 100  # glyphs a line
+WIDTH = 50  # glyphs a line of a terminal of 80; a stage of more runs is shown by the number of each glyph
 REASON_LINES = 3
+LOOKED_INTO = 100  # runs at work whose metrics are read for the time left: their mean says the rest
+TAIL_BYTES = 4096  # of a metrics file: its last line is in there
 
 
 @dataclass
@@ -30,7 +37,10 @@ class Standing:
     jobs: Mapping[str, Job]
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    left_s: float = 0.0
+    left_s: float = 0.0  # 0: nothing is at work, so nothing can be said
+    fractions: dict[str, float] = field(default_factory=dict)  # of runs at work that say how far they are
+
+    asked: Mapping[str, slurm.QueuedElement] | None = None  # run -> what Slurm remembers of it; None: not asked
 
     @property
     def counts(self) -> Counter[State]:
@@ -41,15 +51,19 @@ class Standing:
         return set(self.states.values()) <= {"done"}
 
 
-def standing(plan: Plan, root: Path, workers: int = 1) -> Standing:
+def standing(plan: Plan, root: Path, workers: int = 1, before: Standing | None = None) -> Standing:
     """Read the run folders; ask Slurm's queue only where the sweep was ever sent there and something is unfinished.
 
     A run that its folder calls interrupted or new and that Slurm will start is queued; one whose input failed, or
     that Slurm says can never start, is blocked. Where Slurm does not answer, a note says so and the folders remain.
+    before: an earlier look; what was done then is not looked at again.
     """
     states: dict[str, State] = {}
     reasons: dict[str, str] = {}
     for key, job in plan.jobs.items():
+        if before is not None and before.states[key] == "done":
+            states[key] = "done"
+            continue
         folder = job.run(root)
         state: State = folder.state()
         states[key] = state
@@ -66,24 +80,63 @@ def standing(plan: Plan, root: Path, workers: int = 1) -> Standing:
             states[source.key] in ("failed", "blocked") for source in job.inputs.values()
         ):
             states[key] = "blocked"
-    if unfinished:
-        waiting = [plan.jobs[key] for key in unfinished if states[key] not in ("failed", "blocked")]
-        running = max(workers, sum(state == "running" for state in states.values()))
-        found.left_s = Estimate(plan, root, running).left(waiting, {}) if waiting else 0.0
+    if found.asked:
+        _tell_fallen(found, study)
+    _tell_time(found, plan, root, workers, unfinished)
     return found
+
+
+def _tell_time(found: Standing, plan: Plan, root: Path, workers: int, unfinished: Sequence[str]) -> None:
+    """How far the runs at work are, and the time left at the number of them that are at work now."""
+    running = [key for key in unfinished if found.states[key] == "running"]
+    if not running and any(found.states[key] == "queued" for key in unfinished):
+        return  # all depends on when Slurm begins
+    working: dict[str, tuple[float, float]] = dict.fromkeys(running, (0.0, 0.0))
+    for key in running[:LOOKED_INTO]:
+        elapsed, fraction = _progress(plan.jobs[key], plan.jobs[key].run(root))
+        working[key] = (elapsed, fraction or 0.0)
+        if fraction is not None:
+            found.fractions[key] = fraction
+    waiting = [plan.jobs[key] for key in unfinished if found.states[key] not in ("failed", "blocked", "running")]
+    if waiting or working:
+        found.left_s = Estimate(plan, root, max(workers, len(running))).left(waiting, working)
+
+
+def _progress(job: Job, folder: RunFolder) -> tuple[float, float | None]:
+    """(seconds since a run at work was started, share of its steps that are done: None where it does not say)."""
+    starts = [event["time"] for event in folder.events() if event["event"] == "start" and "time" in event]
+    elapsed = 0.0
+    if starts:
+        began = datetime.datetime.fromisoformat(starts[-1])
+        elapsed = max(0.0, (datetime.datetime.now(datetime.UTC) - began).total_seconds())
+    spec = getattr(job.recipe, "train", None)
+    if spec is None:
+        return elapsed, None
+    try:
+        with (folder.path / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            last = file.read().splitlines()[-1:]
+        return elapsed, min(1.0, float(json.loads(last[0])["step"]) / spec.num_steps)
+    except (OSError, IndexError, ValueError, KeyError, TypeError):  # none yet, or a torn line
+        return elapsed, None
 
 
 def _ask_slurm(found: Standing, study: Study, unfinished: list[str]) -> None:
     try:
-        queue = study.in_queue()
+        found.asked = study.newest()
     except slurm.SlurmError as error:
         found.notes.append(f"Slurm was not asked: {error}")
         return
     pending: Counter[str] = Counter()
     for key in unfinished:
-        element = queue.get(str(found.jobs[key]))
-        if element is None:
+        element = found.asked.get(str(found.jobs[key]))
+        if element is None or element.state not in slurm.ALIVE:
+            if found.states[key] == "running" and orphaned(found.jobs[key].run(study.root).path / "lock", slurm.ended):
+                found.states[key] = "interrupted"
             continue
+        if element.state == "COMPLETING" and found.states[key] == "failed":
+            continue
+        found.reasons.pop(key, None)  # of an earlier attempt
         if element.never:
             found.states[key] = "blocked"
         elif element.state == "PENDING":
@@ -97,6 +150,24 @@ def _ask_slurm(found: Standing, study: Study, unfinished: list[str]) -> None:
         found.notes.append(f"waiting in the queue: {named}")
 
 
+def _tell_fallen(found: Standing, study: Study) -> None:
+    """Runs that were sent, did not end by their own word, and are in the queue no more: mostly cancelled."""
+    fallen = {str(found.jobs[key]) for key, state in found.states.items() if state in ("new", "interrupted")}
+    last: dict[str, tuple[str, int]] = {}
+    for sent in study.journal() if fallen else ():
+        last |= {run: (sent.job, index) for index, run in sent.runs.items() if sent.job and run in fallen}
+    said = {run: element.state for run, element in (found.asked or {}).items() if run in last}
+    forgotten = {place[0] for run, place in last.items() if run not in said}
+    if forgotten:  # Slurm's accounts, where it keeps any, go further back
+        ended = slurm.accounting(sorted(forgotten)) or []
+        states = {(end.array_id, end.index): end.state for end in ended}
+        said = {run: states.get(place, "forgotten by Slurm") for run, place in last.items()} | said
+    if not said:
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(said.values()).most_common())
+    found.notes.append(f"in Slurm's queue no more, and not done: {counts}; `egoscale sweep submit` sends them again")
+
+
 def lines(found: Standing) -> list[str]:
     """For a terminal: stages with their glyphs, the legend, why runs failed, what is left."""
     out = []
@@ -104,13 +175,15 @@ def lines(found: Standing) -> list[str]:
         keys = [key for key, job in found.jobs.items() if job.stage == stage]
         if not keys:
             continue
+        counts = Counter(found.states[key] for key in keys)
         glyphs = "".join(GLYPHS[found.states[key]] for key in keys)
-        done = sum(found.states[key] == "done" for key in keys)
-        for first in range(0, len(glyphs), WIDTH):
-            head = f"{stage:<14}{done:>6}/{len(keys):<6}" if first == 0 else " " * 27
-            out.append(f"{head} {glyphs[first : first + WIDTH]}".rstrip())
+        if len(keys) > WIDTH:
+            glyphs = "  ".join(f"{GLYPHS[state]} {counts[state]:,}" for state in GLYPHS if counts[state])
+        steps = [found.fractions[key] for key in keys if key in found.fractions]
+        share = f"  ({sum(steps) / len(steps):.0%} of their steps)" if steps else ""
+        out.append(f"{stage:<14}{counts['done']:>6}/{len(keys):<6} {glyphs}{share}")
     counts = found.counts
-    out.append("  ".join(f"{GLYPHS[state]} {state} {counts[state]}" for state in GLYPHS if counts[state]))
+    out.append("  ".join(f"{GLYPHS[state]} {state} {counts[state]:,}" for state in GLYPHS if counts[state]))
     for key, reason in list(found.reasons.items())[:20]:
         told = reason.splitlines()[:REASON_LINES]
         out.append(f"✗ {found.jobs[key].title()} ({found.jobs[key]}): {told[0] if told else ''}")
@@ -118,6 +191,9 @@ def lines(found: Standing) -> list[str]:
     if len(found.reasons) > 20:
         out.append(f"… and {len(found.reasons) - 20} more failed")
     out += found.notes
-    if found.left_s:
-        out.append(f"about {duration(found.left_s)} left")
+    if counts and not found.complete:
+        left = f", about {duration(found.left_s)} left" if found.left_s else ""
+        out.append(
+            f"{counts['done']:,} of {len(found.states):,} runs done ({counts['done'] / len(found.states):.0%}){left}"
+        )
     return out

@@ -5,14 +5,21 @@
     checkpoint_step                     beside them: a checkpoint of this step has been written
 
 Written under a temporary name, flushed to disk, renamed, then `latest` is updated; checked on load.
+
+DeepSpeed writes into the system's cache while training waits. Flushing a large checkpoint to the disk, and summing it
+up, is left to a thread while training goes on; it counts as written only after that. (DeepSpeed's own asynchronous
+writers are not used: 0.19's decoupled one wants a compiled libaio writer and gives no checksums, DataStates is for
+ZeRO 1 on CUDA.) Measured on one machine's own disk, 600 MB: 1.5 s of writing, .35 s of flushing and summing up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +31,7 @@ from torch import Tensor
 from egoscale.train.ranks import Ranks
 
 FOLDER, MARK = "checkpoints", "checkpoint_step"
+BACKGROUND_BYTES = 100_000_000  # below, flushing takes less than a step
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,6 +81,26 @@ class DamagedError(ValueError):
     """A checkpoint is not what was written."""
 
 
+class _Flush(threading.Thread):
+    """Flushes some files of a checkpoint to the disk, and sums them up."""
+
+    def __init__(self, step: int, folder: Path, files: list[Path]) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self.step, self.folder, self.files = step, folder, files
+        self.sums: dict[str, list[int]] = {}
+        self.trouble = ""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for path in self.files:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                self.sums[str(path.relative_to(self.folder))] = checksum(path)
+        except OSError as error:  # a file system behind a network may say only now that it is full
+            self.trouble = str(error)
+
+
 class Checkpoints:
     """The checkpoints of one run folder. `identity` says whose they are: another recipe's are refused."""
 
@@ -88,13 +116,18 @@ class Checkpoints:
         self.out, self.folder, self.ranks, self.event = out, out / FOLDER, ranks, event
         self.keep_last, self.keep_every = keep_last, keep_every
         self.identity = json.loads(json.dumps(identity, default=str))  # as it will be read back
+        self._flush: _Flush | None = None
 
-    def save(self, step: int, write: Callable[[Path], None], expected_bytes: int = 0) -> Path:
+    def save(self, step: int, write: Callable[[Path], None], expected_bytes: int = 0, wait: bool = True) -> Path:
         """Have `write(folder)` called on every rank, then make the folder durable and known as the latest.
+
+        Without `wait`, the second half of a large one is done in the background: call `poll` after every step, on every
+        rank, and `finish` at the end.
 
         Raises OSError on every rank where a rank cannot write, or where fewer than `expected_bytes` are free: the
         checkpoint before stays as it is.
         """
+        self.finish()
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         lack = ""
@@ -112,15 +145,30 @@ class Checkpoints:
         try:
             write(temporary)
         except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
-            trouble = f"{error}"
+            trouble = f"{error}; {shutil.disk_usage(self.folder).free / 1e6:,.1f} MB free"
         self._agree(next((t for t in self.ranks.gathered(trouble) if t), ""), step, temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         mine = files[self.ranks.rank :: self.ranks.world_size]  # reading back large files is shared by all ranks
-        for path in mine:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        sums = {str(path.relative_to(temporary)): checksum(path) for path in mine}
-        parts = self.ranks.gathered(sums)
+        self._flush = _Flush(step, temporary, mine)
+        if wait or expected_bytes < BACKGROUND_BYTES:
+            self.finish()
+        return final
+
+    def poll(self) -> None:
+        """Make what was flushed meanwhile known as the latest, once that is so on every rank. Raises as `save`."""
+        if self._flush is not None and self.ranks.all_true(not self._flush.is_alive()):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for what is being flushed, and make it known as the latest. Every rank calls this. Raises as `save`."""
+        flush, self._flush = self._flush, None
+        if flush is None:
+            return
+        flush.join()
+        step, temporary = flush.step, flush.folder
+        final = self.folder / f"step-{step:08d}"
+        self._agree(next((t for t in self.ranks.gathered(flush.trouble) if t), ""), step, temporary)
+        parts = self.ranks.gathered(flush.sums)
         if self.ranks.main:
             manifest = {
                 "step": step,
@@ -142,14 +190,15 @@ class Checkpoints:
                     shutil.rmtree(old, ignore_errors=True)
             self.event("save", step=step)
         self.ranks.barrier()
-        return final
 
     def _agree(self, trouble: str, step: int, temporary: Path) -> None:
-        """On every rank: OSError where any rank had trouble; what was half written is deleted."""
+        """On every rank: OSError where any rank had trouble; what was half written is deleted, and "unsaved" told."""
         if not trouble:
             return
         if self.ranks.main:
             shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):  # there may be no room for a line either
+                self.event("unsaved", step=step, reason=trouble)
         last = self._found()
         kept = f"{last[0].name} is whole: the same run goes on from there" if last else "there is none before it"
         raise OSError(

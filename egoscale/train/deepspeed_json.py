@@ -37,7 +37,7 @@ def derived(spec: TrainSpec, ranks: Ranks, num_parameters: int) -> dict[str, Any
 
     No precision is named in it: weights, gradients and their sums are fp32 for DeepSpeed (see `engine.py`).
 
-    Raises ValueError where the batch cannot be dealt out, or the stage has nothing to offload.
+    Raises ValueError where the batch cannot be dealt out.
     """
     micro, passes = split(spec.batch_size, ranks.world_size, spec.micro_batch_size)
     # DeepSpeed's default is the larger number: 2 GB for the smallest model. It must be even.
@@ -64,15 +64,8 @@ def derived(spec: TrainSpec, ranks: Ranks, num_parameters: int) -> dict[str, Any
 
 
 def _offload(spec: TrainSpec) -> dict[str, Any]:
-    """Pinned memory lets copies to and from a GPU overlap with work; without a GPU there is nothing to pin for."""
-    lowest = {"none": 0, "optimizer": 1, "parameters": 3}[spec.offload]
-    if spec.zero_stage < lowest:
-        held = "the whole optimizer is" if spec.zero_stage == 0 else "whole weights are"
-        raise ValueError(
-            f'train.offload = "{spec.offload}" with train.zero_stage = {spec.zero_stage}, where {held} on every rank: '
-            f"set zero_stage to {lowest}{'' if lowest == 3 else ' or more'}, or offload to "
-            f'"{"optimizer" if spec.zero_stage else "none"}"'
-        )
+    """Pinned memory lets copies to and from a GPU overlap with work; without a GPU there is nothing to pin for. (That
+    the stage has something to offload, the recipe has checked.)"""
     place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     names = ["offload_optimizer"] * (spec.offload != "none") + ["offload_param"] * (spec.offload == "parameters")
     return {name: dict(place) for name in names}
@@ -102,6 +95,15 @@ def deepspeed_config(spec: TrainSpec, ranks: Ranks, num_parameters: int) -> tupl
                 f"{RECIPE_KEYS[place]} decides it: set that, and leave this out"
             )
     return result, changes
+
+
+def changes_anywhere(spec: TrainSpec, num_parameters: int) -> list[dict[str, Any]]:
+    """The changes of `deepspeed_config` as far as they hold for any number of ranks: all but those of the batch.
+
+    Raises ValueError for a change that contradicts the recipe.
+    """
+    rest = {key: value for key, value in spec.deepspeed.items() if key not in BATCH_KEYS}
+    return deepspeed_config(spec.model_copy(update={"deepspeed": rest}), Ranks(0, 1, 0), num_parameters)[1]
 
 
 def _check_batch(config: dict[str, Any], derived: dict[str, Any], ranks: Ranks, spec: TrainSpec) -> None:

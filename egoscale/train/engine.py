@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from egoscale.models.blocks import SpaceTimeBlock
+from egoscale.models.memory import checkpoint_bytes
 from egoscale.recipe import TrainSpec
 from egoscale.train.blocks import Blocks
 from egoscale.train.deepspeed_json import deepspeed_config
@@ -63,10 +64,13 @@ def _deepspeed() -> Any:
 @cache
 def bf16_speedup(device: torch.device) -> float:
     """How many times faster this device multiplies matrices in bf16 than in fp32; measured once, in about 20
-    ms."""
+    ms.
+
+    On a GPU the matrices are large: one of 512 takes less time than starting it, in any precision."""
+    size = 4096 if device.type == "cuda" else 512
 
     def seconds(dtype: torch.dtype) -> float:
-        a = torch.randn(512, 512, device=device).to(dtype)
+        a = torch.randn(size, size, device=device).to(dtype)
         times = []
         for _ in range(4):
             begin = time.perf_counter()
@@ -120,10 +124,11 @@ class Engine:
     factor (0 = frozen). `config` is DeepSpeed's JSON, `overrides` what the recipe changed in it.
 
     bf16 means that products are computed in it (autocast), while weights, gradients, their sums over micro-batches
-    and ranks, and the optimizer stay fp32, at every stage: 16 bytes a parameter over all ranks. DeepSpeed's own bf16
-    keeps bf16 weights beside fp32 ones and sums gradients in bf16 or fp32 by stage, so that stage 0 is another
-    optimizer than stages 1-3 (losses differ from step 2 on), and a checkpoint cannot change stages exactly; its
-    autocast is a global of the process.
+    and ranks, and the optimizer stay fp32, at every stage: 16 bytes a parameter at stage 0, and 20 over all ranks at
+    stages 1 to 3, which update a copy of the weights (4 less for a matrix of Muon's). DeepSpeed's own bf16 keeps bf16
+    weights beside fp32 ones and sums gradients in bf16 or fp32 by stage, so that stage 0 is another optimizer than
+    stages 1-3 (losses differ from step 2 on), and a checkpoint cannot change stages exactly; its autocast is a global
+    of the process.
     """
 
     def __init__(
@@ -140,6 +145,9 @@ class Engine:
         self._groups = [[names[id(parameter)] for parameter in group["params"]] for group in groups]
         self._muon = {names[id(p)] for group in groups if group.get("muon") for p in group["params"]}
         self.num_parameters = sum(p.numel() for group in groups for p in group["params"])
+        everything = sum(p.numel() for p in model.parameters())  # counted while they are whole
+        of_muon = sum(p.numel() for group in groups if group.get("muon") for p in group["params"])
+        self.checkpoint_bytes = checkpoint_bytes(everything, self.num_parameters, of_muon, spec.zero_stage)
         self.config, self.overrides = deepspeed_config(spec, ranks, self.num_parameters)
         self.steps = 0  # taken or skipped
         self.learning_rate = 0.0
@@ -159,9 +167,12 @@ class Engine:
             deepspeed.utils.set_z3_leaf_modules(model, [SpaceTimeBlock])
         self._linear = nn.functional.linear  # stage 3 replaces it for the whole process
         os.environ["LOCAL_RANK"] = str(ranks.local_rank)  # DeepSpeed reads it, at stage 3 in every trace
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer(groups, spec), config=self.config, dist_init_required=False
-        )
+        with warnings.catch_warnings():
+            # Looking for its own Muon, which it does for every optimizer, it imports torch's compiler: 14 warnings.
+            warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated", DeprecationWarning)
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=model, optimizer=optimizer(groups, spec), config=self.config, dist_init_required=False
+            )
         _live.add(self)
         if ranks.world_size == 1 and spec.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # nobody to add to: saves a copy of the gradients
@@ -239,11 +250,6 @@ class Engine:
     def skipped_steps(self) -> int:
         """Steps that left the weights alone because a number was not finite."""
         return int(self._engine.skipped_steps)
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """About what `save` writes: fp32 weights and two moments, and at stages 1 and 2 the weights once more."""
-        return int(self.num_parameters) * (16 if self.spec.zero_stage in (1, 2) else 12)
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         """Write weights, optimizer and `client_state` into `folder`; every rank must call this."""

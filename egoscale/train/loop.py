@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from egoscale.recipe import TrainSpec
+from egoscale.train.batches import Batches
 from egoscale.train.checkpoint import Checkpoints, write_text
 from egoscale.train.deepspeed_json import shown
 from egoscale.train.engine import Engine
 from egoscale.train.goodput import Clock
 from egoscale.train.guards import BadSteps, Signals, Spikes, leave
-from egoscale.train.order import rank_rows, rows_of, torch_seed
+from egoscale.train.order import rank_rows, torch_seed
 from egoscale.train.ranks import Ranks
-from egoscale.train.throughput import Meter, utilisation
+from egoscale.train.throughput import Meter, gemm, utilisation
 from egoscale.train.trace import Trace
 from egoscale.train.watch import Stragglers, Watchdog, preflight
 
@@ -27,7 +29,7 @@ from egoscale.train.watch import Stragglers, Watchdog, preflight
 def train(
     model: nn.Module,
     spec: TrainSpec,
-    batch_at: Callable[[int], dict[str, Tensor]],
+    batch_at: Callable[..., dict[str, Tensor]],
     out: Path,
     identity: dict[str, Any],
     ranks: Ranks,
@@ -35,17 +37,21 @@ def train(
     progress: Callable[[int, int, str], None] | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     validate_every_steps: int = 0,
-    batch_ids: Callable[[int], list[str]] | None = None,
+    batch_ids: Callable[[int], Sequence[str | Sequence[str]]] | None = None,
     learning_rate_scale: Callable[[str], float] | None = None,
     forward_flops_per_sample: float = 0.0,
     frames_per_sample: int = 0,
+    tokens_per_frame: int = 0,
+    own_rows: bool = False,
     weights: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> dict[str, Any]:
     """Train `model` in the folder `out`, from where it stopped, and leave the trained weights in it on every
     rank.
 
     `batch_at(step)` is the global batch of a step (dimension 0 = sample), the same on every rank; each rank
-    computes its own rows. `batch_ids(step)` names the clip of each row, for reports of bad numbers.
+    computes its own rows. With `own_rows`, `batch_at(step, rows)` makes the rank's rows alone (a slice), equal to those
+    of the whole; it is then asked from a thread, a step ahead, where the ranks have GPUs. `batch_ids(step)` names the
+    clip (or the clips) of each row, for reports of bad numbers.
     `identity` says whose checkpoints these are; its "seed", if any, seeds torch's generator anew for every
     step. `validate(model)` runs on every rank after each `validate_every_steps` and at the end. `weights`
     gets the full fp32 state dict on rank 0. Every rank calls this; only rank 0 writes and calls `event` and
@@ -55,9 +61,11 @@ def train(
     whose own work takes half as long again as the others' is named by an event.
 
     Returns the last metrics with steps, bad_steps, samples_per_s, wait_fraction, precision, num_parameters
-    and, given the FLOPs of a forward pass, its utilisation (see there). Raises Requeue or KeyboardInterrupt
-    after saving on a signal, FloatingPointError past `max_bad_steps`, FileNotFoundError or ValueError when there
-    is something to resume that cannot be resumed, OSError where a checkpoint cannot be written.
+    and, given the FLOPs of a forward pass, its utilisation (see there; the bound is measured once, at the start).
+
+    Raises Requeue or KeyboardInterrupt after saving on a signal, FloatingPointError past `max_bad_steps`,
+    FileNotFoundError or ValueError when there is something to resume that cannot be resumed, OSError where a checkpoint
+    cannot be written.
     """
     tell = event if ranks.main else lambda *_, **__: None
     rows = rank_rows(spec.batch_size, ranks, spec.micro_batch_size)
@@ -67,10 +75,21 @@ def train(
         Signals(spec.stop_before_limit_s) as signals,
         Watchdog(out, ranks, spec.hang_timeout_s, event) as watchdog,
         Engine(model, spec, ranks, learning_rate_scale) as engine,
+        ExitStack() as stack,
     ):
         if ranks.world_size > 1:
             preflight(ranks, out, tell)
+        bound = gemm(engine.precision) if forward_flops_per_sample else 0.0
         clock.started()
+
+        def used(samples_per_s: float) -> dict[str, Any]:
+            each = samples_per_s / ranks.world_size
+            return utilisation(forward_flops_per_sample, each, engine.precision, bound) if bound else {}
+
+        def names(step: int, part: slice = slice(None)) -> list[str]:
+            held = batch_ids(step)[part] if batch_ids else ()
+            return [clip for row in held for clip in ([row] if isinstance(row, str) else row)]
+
         if ranks.main:
             write_text(out / "deepspeed.json", json.dumps(engine.config, indent=1))
             if engine.overrides:
@@ -88,20 +107,21 @@ def train(
         trace = Trace(out / "metrics.jsonl" if ranks.main else None, state.get("trace"))
         meter, since = Meter(**state.get("meter", {})), Meter()
 
-        def save(done: int) -> None:
+        def save(done: int, signal: str) -> None:
             trace.flush()
             held = {"trace": trace.state(), "bad": bad.found, "meter": vars(meter), "recent": spikes.recent}
             held["precision"] = engine.precision
             with clock.phase("saving"):
-                checkpoints.save(done, lambda folder: engine.save(folder, held), engine.checkpoint_bytes)
+                wait = done == spec.num_steps or bool(signal)
+                checkpoints.save(done, lambda folder: engine.save(folder, held), engine.checkpoint_bytes, wait)
             clock.note(done)
 
         first = engine.steps
+        batches = stack.enter_context(Batches(batch_at, rows, spec.num_steps, own_rows, ranks.device.type == "cuda"))
         for step in range(first, spec.num_steps):
             watchdog.beat(f"reading the batch of step {step + 1}", started=step > first)
             with since.waiting(), clock.phase("data"):
-                batch = batch_at(step)
-                parts = [rows_of(batch, part) for part in rows]
+                parts = batches.at(step)
             watchdog.beat(f"computing step {step + 1}", started=step > first)
             with since.stepping(), clock.phase("compute"):
                 # The model's own random numbers follow the step too, so there is no generator to save.
@@ -112,11 +132,11 @@ def train(
             watchdog.beat(f"logging, validating or saving after step {done}")
             last = done == spec.num_steps
             if engine.last_step_skipped:
-                clips = batch_ids(step) if batch_ids else []
-                bad.record(done, [clip for i in engine.bad_passes for clip in clips[rows[i]]], clips)
+                suspects = [clip for i in engine.bad_passes for clip in names(step, rows[i])]
+                bad.record(done, suspects, names(step))
             else:
                 trace.add(done, metrics)
-                spikes.add(done, metrics["loss"], partial(batch_ids, step) if batch_ids else list)
+                spikes.add(done, metrics["loss"], partial(names, step))
             trace.step = done
 
             validated = {}
@@ -126,7 +146,9 @@ def train(
                     validated = validate(model)
                 model.train()
             if last or validated or done == 1 or done % spec.log_every_steps == 0:
-                rates = since.rates(spec.batch_size, frames_per_sample)
+                rates = since.rates(spec.batch_size, frames_per_sample, tokens_per_frame)
+                share = used(rates["samples_per_s"])
+                rates |= {name: share[name] for name in ("mfu", "mfu_of_peak") if share.get(name) is not None}
                 now = {"learning_rate": engine.learning_rate, "bad_steps": len(bad.found)}
                 now |= stragglers.compare(done, *since.own_seconds())
                 trace.write(**now, **validated, **rates)
@@ -138,13 +160,15 @@ def train(
                 progress(done, spec.num_steps, "steps")
 
             clock.note(done, now=False)
+            with clock.phase("saving"):
+                checkpoints.poll()
             signal = signals.agreed(ranks)
             if signal:
                 tell("signal", signal=signal, step=done)
                 if signal != "SIGINT":
                     tell("requeue", step=done)
             if last or signal or done % spec.save_every_steps == 0:
-                save(done)
+                save(done, signal)
             if signal:
                 leave(signal)
 
@@ -155,9 +179,7 @@ def train(
                 weights(full)
         engine.close(whole=True)
     clock.note(spec.num_steps)
-    result: dict[str, Any] = {**trace.last, **meter.rates(spec.batch_size, frames_per_sample)}
+    result: dict[str, Any] = {**trace.last, **meter.rates(spec.batch_size, frames_per_sample, tokens_per_frame)}
     result |= {"steps": spec.num_steps, "bad_steps": len(bad.found)}
     result |= {"precision": engine.precision, "num_parameters": engine.num_parameters}
-    if forward_flops_per_sample:
-        result |= utilisation(forward_flops_per_sample, result["samples_per_s"] / ranks.world_size, engine.precision)
-    return result
+    return result | used(result["samples_per_s"])

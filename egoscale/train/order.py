@@ -7,6 +7,7 @@ integer, and 1, 2 or 8 ranks see the same global batches: every rank draws the w
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,23 @@ from numpy.typing import NDArray
 
 from egoscale.train.ranks import Ranks
 
+LANES = 4  # kinds of numbers that a step of a stream has: uniform, normal, a seed
+NORMAL_ROWS = 64  # rows of normal numbers that are made together
+
 
 def generator(seed: int, stream: str, step: int, lane: int = 0) -> np.random.Generator:
     """Philox (a counter-based generator, Salmon et al. 2011) keyed by seed and stream, set to the step.
 
     Step and lane fill the upper words of the 256-bit counter, so two steps are 2**128 blocks apart.
     """
-    key = int.from_bytes(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest(), "little")
     counter = np.array([0, 0, step, lane], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(np.random.Philox(key=_key(seed, stream), counter=counter))
+
+
+@lru_cache(maxsize=256)
+def _key(seed: int, stream: str) -> NDArray[np.uint64]:
+    """128 bits of a hash of both, as Philox takes them without a conversion."""
+    return np.frombuffer(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest(), "<u8")
 
 
 def draws(seed: int, stream: str, step: int, batch_size: int, k: int = 4) -> NDArray[np.float64]:
@@ -37,6 +46,27 @@ def normal(seed: int, stream: str, step: int, shape: tuple[int, ...]) -> NDArray
     """Standard normal noise of any `shape` for `step`; independent of `draws` of the same stream."""
     noise: NDArray[np.float32] = generator(seed, stream, step, lane=1).standard_normal(shape, dtype=np.float32)
     return noise
+
+
+def normal_rows(
+    seed: int, stream: str, step: int, shape: tuple[int, ...], rows: slice = slice(None)
+) -> NDArray[np.float32]:
+    """`normal`, but only these rows (along the first of `shape`) need be made: what one of many ranks has of a batch.
+
+    Rows come in blocks of NORMAL_ROWS, each with a generator of its own, the first that of `normal`; row i does not
+    depend on how many there are.
+    """
+    first, last, _ = rows.indices(shape[0])
+    blocks = range(first // NORMAL_ROWS, -(-last // NORMAL_ROWS))
+    made = [
+        generator(seed, stream, step, lane=1 + LANES * block).standard_normal(
+            (min(last, (block + 1) * NORMAL_ROWS) - block * NORMAL_ROWS, *shape[1:]), dtype=np.float32
+        )
+        for block in blocks
+    ]
+    start = blocks.start * NORMAL_ROWS
+    joined: NDArray[np.float32] = np.concatenate(made) if made else np.empty((0, *shape[1:]), np.float32)
+    return joined[first - start : last - start]
 
 
 def torch_seed(seed: int, stream: str, step: int) -> int:

@@ -101,6 +101,8 @@ def _optimizer_files(folder: Path) -> list[Path]:
 
 def _load(path: Path) -> dict[str, Any]:
     # DeepSpeed pickles classes of its own beside the tensors; `weights_only` refuses them. The files are this run's.
+    # Reading them imports it, and unless it is told, it says at length what accelerator it has found.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     try:
         held: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     except (OSError, RuntimeError, EOFError, ValueError) as error:

@@ -7,6 +7,7 @@ still claim some, so that jobs of real shapes can be scheduled.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import random
@@ -28,7 +29,8 @@ def missing() -> str:
 
 
 class Cluster:
-    """`with Cluster(folder) as cluster`: partitions main, high (over it) and low (requeued for the others)."""
+    """`with Cluster(folder) as cluster`: partitions main, high (over it), low and grace (requeued for the
+    others, at once or with a minute to save)."""
 
     def __init__(self, folder: Path, nodes: int = 4, cpus: int = 2, gpus: int = 8, extra: str = "") -> None:
         self.folder, self.nodes = folder, [f"node{i + 1}" for i in range(nodes)]
@@ -77,8 +79,11 @@ DefMemPerCPU=200
 GresTypes=gpu
 SlurmdTimeout=10
 ReturnToService=2
-KillWait=5
+# From TERM to KILL. Slurm's own default is 30; the job script needs a few seconds of it, on a busy machine more.
+KillWait=20
 JobRequeue=1
+# Ranks find each other at a port that is made from the job's id: two clusters on one machine keep apart.
+FirstJobId={random.randrange(1, 9000)}
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1
 PriorityType=priority/multifactor
@@ -90,6 +95,7 @@ CPUs={cpus} RealMemory=8000 Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE DefaultTime=10
 PartitionName=high Nodes=ALL PriorityTier=20 PreemptMode=OFF MaxTime=INFINITE DefaultTime=10
 PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=INFINITE DefaultTime=10
+PartitionName=grace Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=INFINITE DefaultTime=10
 """
         )
 
@@ -124,6 +130,29 @@ PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTi
                 command, env={**os.environ, **self.environment}, stdout=out, stderr=out, start_new_session=True
             )
 
+    def lose(self, node: str) -> None:
+        """Kill a node: its daemon, and all that runs on it; Slurm hears of it at once, not after half a minute."""
+        self.kill(node)
+        here = {f"SLURM_CONF={self.conf}", f"SLURMD_NODENAME={node}"}
+        dead = _with_environment(*here)
+        dead += [parent for parent in map(_parent, dead) if b"slurmstepd" in _command(parent)]
+        for process in dict.fromkeys(reversed(dead)):  # those that watch over the others first: they would report
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.command("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+    def restore(self, node: str) -> None:
+        """Bring a lost node back."""
+        self.start(node)
+        state = ("sinfo", "-h", "-n", node, "-o", "%T")
+        _wait(lambda: "idle" in self.command(*state, check=False), f"{node} does not come back")
+
+    def restart_controller(self, away_s: float, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the controller, and start it again after a while."""
+        self.kill("slurmctld", number)
+        time.sleep(away_s)
+        self.start("slurmctld")
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Kill a daemon; a killed node is noticed by Slurm after about 25 s."""
         daemon = self._daemons.pop(name)
@@ -155,6 +184,7 @@ PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTi
     def _name_hosts(self) -> None:
         """Nodes by name in /etc/hosts: ranks look for the first of them, and would wait for ever."""
         with contextlib.suppress(OSError), Path("/etc/hosts").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             file.write(f"127.0.0.1 {' '.join(self.nodes)} # {self.folder}\n")
             self._hosts = True
 
@@ -168,9 +198,12 @@ PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTi
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
         if self._hosts:
-            hosts = Path("/etc/hosts")
-            kept = [line for line in hosts.read_text().splitlines() if not line.endswith(f"# {self.folder}")]
-            hosts.write_text("\n".join(kept) + "\n")  # in place: a container's /etc/hosts cannot be replaced
+            with Path("/etc/hosts").open("r+") as hosts:
+                fcntl.flock(hosts, fcntl.LOCK_EX)  # another cluster may come or go just now
+                kept = [line for line in hosts.read().splitlines() if not line.endswith(f"# {self.folder}")]
+                hosts.seek(0)
+                hosts.write("\n".join(kept) + "\n")  # in place: a container's /etc/hosts cannot be replaced
+                hosts.truncate()
 
 
 def _wait(until: object, what: str, seconds: float = 40.0) -> None:
@@ -194,11 +227,23 @@ def _free_ports(count: int) -> int:
     raise RuntimeError("no free ports")
 
 
-def _with_environment(entry: str) -> list[int]:
-    """Processes that were started with this in their environment, but for this one."""
-    found = []
+def _with_environment(*entries: str) -> list[int]:
+    """Processes that were started with all this in their environment, but for this one."""
+    found, wanted = [], {entry.encode() for entry in entries}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if entry.encode() in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+            if wanted <= set((folder / "environ").read_bytes().split(b"\0")) and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found
+
+
+def _parent(process: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def _command(process: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""

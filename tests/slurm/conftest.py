@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "sweep"))  # toy_stages, here and on the nodes
+sys.path[:0] = [str(HERE.parent / "sweep"), str(HERE)]  # toy_stages, here and on the nodes; sent_sweeps
 
 
 def _module() -> ModuleType:
@@ -25,24 +25,60 @@ def _module() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def booted() -> Iterator[object]:
-    """One cluster of four nodes for all tests."""
+def cluster_module() -> ModuleType:
+    """`cluster.py`, for a test that needs a cluster of its own."""
+    return _module()
+
+
+def boot(**options: str) -> Iterator[object]:
+    """A cluster of four nodes, for a fixture."""
     module = _module()
     if module.missing():
         pytest.skip(f"no Slurm here: apt-get install -y --no-install-recommends {module.missing()}")
     folder = Path(tempfile.mkdtemp(prefix="ego-", dir="/tmp"))  # Unix sockets need a short path
     try:
-        with module.Cluster(folder) as cluster:
+        with module.Cluster(folder, **options) as cluster:
             yield cluster
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def lend(cluster, monkeypatch) -> Iterator[object]:
+    """A cluster in this process's environment for one test, with no job left behind."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.command("scancel", "--me", "--full", "-s", "KILL", check=False)
+    cluster.command("scancel", "--me", check=False)
+
+
+@pytest.fixture(scope="session")
+def booted() -> Iterator[object]:
+    """One cluster for all tests."""
+    yield from boot()
+
+
 @pytest.fixture
 def cluster(booted, monkeypatch) -> Iterator[object]:
-    """The cluster, in this process's environment, with no job left from the test before."""
-    for name, value in booted.environment.items():
-        monkeypatch.setenv(name, value)
-    yield booted
-    booted.command("scancel", "--me", "--full", "-s", "KILL", check=False)
-    booted.command("scancel", "--me", check=False)
+    """The cluster, in this process's environment."""
+    yield from lend(booted, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def booted_forgetful() -> Iterator[object]:
+    """A cluster that forgets a job two seconds after its end."""
+    yield from boot(extra="MinJobAge=2")
+
+
+@pytest.fixture
+def forgetful(booted_forgetful, monkeypatch) -> Iterator[object]:
+    """The cluster that forgets, in this process's environment."""
+    yield from lend(booted_forgetful, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def page(booted, drawing, tmp_path_factory) -> object:
+    """docs/slurm.md, gone through once on the cluster from its first command to its last."""
+    import slurm_page
+
+    return slurm_page.go_through(tmp_path_factory.mktemp("page") / "egoscale", booted.environment)

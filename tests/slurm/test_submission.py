@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+import sent_sweeps
 import toy_stages
+from sent_sweeps import EXECUTE, over, wait
 
 from egoscale.sweep.plan import plan
-from egoscale.sweep.profile import Profile, ResourceSpec
-from egoscale.sweep.status import lines, standing
+from egoscale.sweep.status import lines
 from egoscale.sweep.submission import Study, submit
 
 pytestmark = pytest.mark.slurm
-EXECUTE = "toy_stages:execute"
 
 
 @pytest.fixture
 def profile():
-    resources = {"default": ResourceSpec(time_limit_min=5)}
-    return Profile(name="test", environment={"PYTHONPATH": toy_stages.__file__.rsplit("/", 1)[0]}, resources=resources)
-
-
-def wait(planned, root, until, seconds=90.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = standing(planned, root)
-        if until(found):
-            return found
-        time.sleep(0.5)
-    raise AssertionError("\n".join(lines(standing(planned, root))))
-
-
-def over(found):
-    return not found.counts["queued"] and not found.counts["running"]
+    return sent_sweeps.profile()
 
 
 def test_a_sweep_is_sent_once_and_computed_once(cluster, profile, tmp_path):

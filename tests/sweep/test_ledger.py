@@ -200,6 +200,18 @@ def test_the_table_of_a_sweep_that_has_not_begun_is_all_null(tmp_path: Path) -> 
     assert table.schema["world_loss"] == pl.Float64
 
 
+def test_the_table_names_the_axes_that_the_grid_names(tmp_path: Path) -> None:
+    assert not {"model", "scenes"} & set(collect(tmp_path, plan(toy_stages.sweep()).jobs.values()).columns)
+    planned = plan(toy_stages.sweep("grid.scenes=[5]", "grid.models.small={width=32}"))
+    world = next(job for job in planned.jobs.values() if job.stage == "world")
+    world.create(tmp_path).finish({"num_parameters": 1000})
+    table = collect(tmp_path, planned.jobs.values()).sort("hours")
+    assert table.select("hours", "model", "scenes", "parameters").rows() == [
+        (0.0, "small", None, None),
+        (0.25, "small", 5, 1000),
+    ]
+
+
 def test_reasons_are_for_people() -> None:
     assert "the disk is full (a.bin)" in reason_of(OSError(28, "No space left on device", "a.bin"))
     assert reason_of(ValueError("clip 3: fix it")) == "clip 3: fix it"

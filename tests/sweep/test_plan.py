@@ -73,6 +73,32 @@ def test_demos_from_scratch_are_cells_of_their_own_arm() -> None:
     assert scratch.labels == {"arm": "scratch", "hours": 0.0, "demos": 40, "seed": 0}
 
 
+def test_numbers_of_scenes_are_other_subsets() -> None:
+    planned = plan(toy_stages.sweep("grid.scenes=[5, 20]", "grid.hours=[0, 0.1, 0.25]"))
+    counts = Counter(job.stage for job in planned.jobs.values())
+    assert (counts["subset"], counts["world"], counts["evaluate"]) == (5, 4, 5)  # the tokenizer's is drawn from all
+    cell = only(planned, "evaluate", hours=0.25, scenes=5)
+    recipe = cell.ancestry()["subset"].recipe.model_dump()
+    assert (recipe["axis"], recipe["num_groups"], recipe["hours"]) == ("scenes", 5, 0.25)
+    assert cell.title() == "evaluate latent, 0.25 h, 5 scenes, 5 demos, seed 0"
+    assert "scenes" not in only(planned, "evaluate", hours=0.0).labels
+    with pytest.raises(RecipeError, match="participants"):
+        plan(toy_stages.sweep("grid.scenes=[5]", "subset.axis=participants", "subset.num_groups=3"))
+
+
+def test_sizes_of_world_models_share_all_before_them() -> None:
+    small, large = "grid.models.small={width=32, num_layers=1}", "grid.models.large={width=64, num_layers=2}"
+    planned = plan(toy_stages.sweep(small, large, "grid.scratch_demos=[40]"))
+    counts = Counter(job.stage for job in planned.jobs.values())
+    assert (counts["latent-action"], counts["world"], counts["evaluate"]) == (1, 2, 6)  # 0 h, 0.25 h, scratch
+    worlds = [only(planned, "world", model=name) for name in ("small", "large")]
+    assert [job.recipe.model_dump()["model"]["blocks"]["width"] for job in worlds] == [32, 64]
+    assert worlds[0].inputs["latent-action"] is worlds[1].inputs["latent-action"]
+    assert worlds[0].weight < worlds[1].weight
+    scratch = only(planned, "finetune", arm="scratch", model="large")
+    assert scratch.recipe.model_dump()["world"]["blocks"]["width"] == 64
+
+
 def test_keys_do_not_depend_on_the_rest_of_the_grid() -> None:
     small = plan(toy_stages.sweep())
     grid = ("grid.hours=[1.0, 0.25, 0.1, 0]", "grid.demos=[20, 5]", "grid.seeds=[1, 0]")

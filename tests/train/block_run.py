@@ -84,6 +84,22 @@ def run(out: Path, group: Ranks, stop_at: int | None = None, **changes: object) 
     return [json.loads(line)["loss"] for line in lines]
 
 
+def checkpoint_sizes(out: Path, group: Ranks) -> dict[str, list[int]]:
+    """Of a checkpoint of AdamW and of Muon at each stage: bytes on disk, as predicted, and the weights trained."""
+    found: dict[str, list[int]] = {}
+    for optimizer in ("adamw", "muon"):
+        for stage in (0, 1, 2, 3):
+            settings, folder = spec(zero_stage=stage, optimizer=optimizer), out / f"size-{optimizer}-{stage}"
+            model = Net(width=96)
+            with Engine(model, settings, group, lambda name: 0.0 if name.startswith("outer") else 1.0) as engine:
+                engine.step([rows_of(batch_at(0), part) for part in rank_rows(BATCH, group)])
+                engine.save(folder, {})
+                group.barrier()
+                held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                found[f"{optimizer}-{stage}"] = [held, engine.checkpoint_bytes, engine.num_parameters]
+    return found
+
+
 def together(out: Path) -> None:
     """What two ranks do for the tests of this folder; rank 0 writes what it saw."""
     seen: dict[str, list[float]] = {}
@@ -98,8 +114,10 @@ def together(out: Path) -> None:
             seen[f"again-{stage}"] = losses(group, **again, offload="optimizer" if stage else "none")
             seen[f"whole-{stage}"] = run(out / f"whole-{stage}", group, zero_stage=stage, optimizer="muon")
             run(out / f"half-{stage}", group, stop_at=3, zero_stage=stage, optimizer="muon")
+        sizes = checkpoint_sizes(out, group)
         if group.main:
             (out / "seen.json").write_text(json.dumps(seen))
+            (out / "sizes.json").write_text(json.dumps(sizes))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
         for rank in ("0", "1")
     ]
     try:
-        said = [process.communicate(timeout=280)[0] for process in ranks]
+        said = [process.communicate(timeout=500)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import signal
 import subprocess
+import threading
 
 import pytest
 import torch
 
+from egoscale.train import checkpoint
 from egoscale.train.checkpoint import Checkpoints, discard_checkpoints, export_weights, load_weights, newest
 from egoscale.train.ranks import Ranks
 
@@ -73,6 +78,63 @@ def test_a_writer_that_dies_leaves_the_one_before(checkpoints, tmp_path):
     assert not list((tmp_path / "checkpoints").glob(".*.tmp"))
 
 
+def test_a_large_one_is_flushed_while_training_goes_on(checkpoints, tmp_path, told, monkeypatch):
+    """Until then it does not count; what ends the process meanwhile leaves the one before."""
+    may_end, real = threading.Event(), checkpoint.checksum
+
+    def slow(path):
+        assert may_end.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "checksum", slow)
+    mine = checkpoints()
+    may_end.set()
+    mine.save(5, writer("state 5"), wait=False)  # small: at once
+    assert told[-1] == ("save", {"step": 5})
+    may_end.clear()
+    mine.save(10, writer("state 10"), 200_000_000, wait=False)
+    mine.poll()
+    assert told[-1] == ("save", {"step": 5}) and (tmp_path / "checkpoints" / "latest").read_text() == "step-00000005"
+    assert not (tmp_path / "checkpoints" / "step-00000010").exists()
+    may_end.set()
+    while told[-1] != ("save", {"step": 10}):
+        mine.poll()
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000010"
+    may_end.clear()
+    mine.save(15, writer("state 15"), 200_000_000, wait=False)
+    threading.Timer(0.1, may_end.set).start()
+    mine.save(20, writer("state 20"))  # waits for the one before
+    assert [fields["step"] for _, fields in told] == [5, 10, 15, 20]
+    assert checkpoints().load(read) == "state 20"
+
+
+def test_trouble_in_the_background_is_told_at_the_next_look(checkpoints, tmp_path, told, monkeypatch):
+    def fail(path):
+        raise OSError("no space left behind the network")
+
+    mine = checkpoints()
+    mine.save(5, writer("state 5"))
+    monkeypatch.setattr(checkpoint, "checksum", fail)
+    mine.save(10, writer("state 10"), 200_000_000, wait=False)
+    with pytest.raises(OSError, match=r"step 10 could not be written .*behind the network.*step-00000005 is whole"):
+        mine.finish()
+    assert told[-1][0] == "unsaved" and not list((tmp_path / "checkpoints").glob(".*"))
+    monkeypatch.undo()
+    assert checkpoints().load(read) == "state 5"
+
+
+def test_a_run_that_flushes_in_the_background_equals_the_plain_one(worker, alone, tmp_path, monkeypatch):
+    worker.run(tmp_path / "plain", alone, worker.spec(save_every_steps=2))
+    monkeypatch.setattr(checkpoint, "BACKGROUND_BYTES", 0)
+    with contextlib.suppress(SystemExit):
+        worker.run(tmp_path / "run", alone, worker.spec(save_every_steps=2), worker.killed_at(6, signal.SIGTERM))
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-00000007"  # waited for
+    worker.run(tmp_path / "run", alone, worker.spec(save_every_steps=2))
+    assert worker.trace(tmp_path / "run") == worker.trace(tmp_path / "plain")
+    saved = [event["step"] for event in worker.events(tmp_path / "run") if event["event"] == "save"]
+    assert saved == [2, 4, 6, 7, 8, 10, 12]
+
+
 def test_every_so_many_steps_one_is_kept_for_good(checkpoints, tmp_path):
     for step in range(5, 45, 5):
         checkpoints(keep_every=20).save(step, writer(f"state {step}"))
@@ -104,6 +166,41 @@ def test_a_full_disk_keeps_the_checkpoint_before(checkpoints, small_disk):
     assert checkpoints(out=small_disk).load(read) == "state 5"
     mine.save(10, writer("state 10"))
     assert checkpoints(out=small_disk).load(read) == "state 10"
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (700_000, r"; 0\.\d MB free$"),  # enough by the estimate, not for the names and scripts beside the weights
+        (790_000, r"0\.\d MB free, and a checkpoint takes about 0\.\d MB"),
+    ],
+)
+def test_a_run_on_a_full_disk_keeps_its_last_checkpoint_and_goes_on_when_there_is_room(
+    worker, block_run, alone, small_disk, tmp_path, others, said
+):
+    settings = worker.spec(batch_size=block_run.BATCH, save_every_steps=2, num_steps=6, keep_last=1)
+    ballast = small_disk / "somebody-elses"
+
+    def at(step):
+        if step == 2:
+            ballast.write_bytes(b"x" * others)
+        return block_run.batch_at(step)
+
+    def run(out, at):
+        return worker.run(out, alone, settings, at, model=block_run.Net(width=16), batch_ids=None)
+
+    run(tmp_path / "unbroken", block_run.batch_at)
+    out = small_disk / "run"
+    with pytest.raises(OSError, match=r"checkpoint of step 4 could not be written .*step-00000002 is whole"):
+        run(out, at)
+    told = worker.events(out)
+    assert [(e["event"], e["step"]) for e in told] == [("save", 2), ("unsaved", 4)]
+    assert re.search(said, told[-1]["reason"])
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["latest", "step-00000002"]
+    ballast.unlink()
+    run(out, block_run.batch_at)
+    assert [e["step"] for e in worker.events(out) if e["event"] == "resume"] == [2]
+    assert worker.trace(out) == worker.trace(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "delete", "manifest", "gone"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ def test_killed_run_equals_unbroken_run(worker, alone, start, tmp_path):
     [process] = start("kill", tmp_path / "killed")
     unbroken = worker.Tiny()
     result = worker.run(tmp_path / "unbroken", alone, worker.spec(), model=unbroken)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     assert worker.trace(tmp_path / "killed")[-1]["step"] == 7  # past the checkpoint of step 5
     model = worker.Tiny()
@@ -62,9 +64,36 @@ def test_signal_finishes_the_step_and_saves(worker, alone, tmp_path, number):
 
 def test_a_preempted_process_exits_with_the_requeue_code(start, tmp_path):
     [process] = start("term", tmp_path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == REQUEUE_EXIT_CODE, output
     assert output == ""  # neither DeepSpeed nor torch has anything to say
+
+
+def test_sigterm_at_any_time_saves_within_a_step(worker, alone, start, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENDING", "")
+    folder, lots = tmp_path / "run", random.Random()
+
+    def lines():
+        return len(worker.trace(folder)) if (folder / "metrics.jsonl").is_file() else 0
+
+    for more in (lots.randrange(1, 9), lots.randrange(1, 9)):  # steps of 50 ms that it may do before
+        wanted = lines() + more
+        [process] = start("slow", folder)
+        while lines() < wanted and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(lots.uniform(0, 0.06))
+        done = lines()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=300)
+        assert (process.returncode, output) == (REQUEUE_EXIT_CODE, "")
+        told = {event["event"]: event.get("step") for event in worker.events(folder)[-4:]}
+        # One step was being done, and one may have ended while we looked.
+        assert told["signal"] == told["requeue"] == told["save"] <= done + 2
+        assert (folder / "checkpoints" / "latest").read_text() == f"step-{told['save']:08d}"
+    settings = worker.spec(num_steps=40, save_every_steps=5)
+    worker.run(tmp_path / "unbroken", alone, settings)
+    worker.run(folder, alone, settings)
+    assert worker.trace(folder) == worker.trace(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("stage", [0, 2])
@@ -154,11 +183,17 @@ def test_validation_and_weights(worker, alone, tmp_path):
         learning_rate_scale=lambda name: 0.0 if name.startswith("inner") else 1.0,
         forward_flops_per_sample=2.0 * 8 * 13,
         frames_per_sample=2,
+        tokens_per_frame=5,
     )
     assert seen == [False, False, False] and result["heldout_loss"] == 3.0  # steps 5, 10 and the last
     assert [line["step"] for line in worker.trace(tmp_path)] == [1, 5, 6, 10, 12]
     assert result["precision"] == "bf16" and 0 < result["mfu"] < 1
     assert result["frames_per_s"] == pytest.approx(2 * result["samples_per_s"])
+    assert result["tokens_per_s"] == pytest.approx(10 * result["samples_per_s"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:  # the share of a matrix product that was measured once, at the start
+        rate = 3 * 2.0 * 8 * 13 * line["samples_per_s"] / result["gemm_flops_per_s"]
+        assert line["mfu"] == pytest.approx(rate) and line["tokens_per_s"] == 5 * line["frames_per_s"]
     assert result["num_parameters"] == 2 * 13 + 13 + 1
     assert torch.equal(model.inner.weight, worker.Tiny().inner.weight)  # frozen
     assert not torch.equal(model.outer.weight, worker.Tiny().outer.weight)

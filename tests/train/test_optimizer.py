@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,6 +146,26 @@ def test_a_run_goes_on_at_every_stage_with_every_moment(block_run, alone, tmp_pa
 def made(folder):
     folder.mkdir()
     return folder
+
+
+QUIET = """
+import sys, warnings
+warnings.simplefilter("always")
+sys.path.insert(0, sys.argv[1])
+import block_run
+from egoscale.train.ranks import ranks
+with ranks() as alone:
+    for optimizer in ("muon", "adamw"):
+        for stage in (0, 1, 3):
+            block_run.losses(alone, optimizer=optimizer, zero_stage=stage, num_steps=2)
+"""
+
+
+def test_a_fresh_process_has_nothing_to_say(block_run):
+    """DeepSpeed imports its Muon at the first engine of a process, and torch's compiler with it."""
+    command = [sys.executable, "-c", QUIET, str(Path(block_run.__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_events_tell_nothing_of_an_untested_optimizer(block_run, alone, tmp_path, capfd):

@@ -52,7 +52,7 @@ def test_two_ranks_train_as_one(worker, alone, start, tmp_path):
     processes = start("pair", tmp_path, world_size=2)
     single = {}
     for stage in (0, 1, 2, 3):
-        settings = worker.spec(zero_stage=stage, micro_batch_size=2)
+        settings = worker.spec(zero_stage=stage, micro_batch_size=2, num_steps=20)
         worker.run(tmp_path / f"single-{stage}", alone, settings, worker.plain)
         single[stage] = [line["loss"] for line in worker.trace(tmp_path / f"single-{stage}")]
     outputs = [process.communicate(timeout=240)[0] for process in processes]
@@ -61,10 +61,12 @@ def test_two_ranks_train_as_one(worker, alone, start, tmp_path):
 
     # One rank or two, and every ZeRO stage: the same losses.
     double = {s: [line["loss"] for line in worker.trace(tmp_path / f"zero-{s}")] for s in (0, 1, 2, 3)}
-    assert len(double[0]) == 12
+    assert len(double[0]) == 20
     for stage in (0, 1, 2, 3):
         assert double[stage] == pytest.approx(double[0], rel=1e-6)
         assert double[stage] == pytest.approx(single[stage], rel=1e-5)
+    half = {s: [line["loss"] for line in worker.trace(tmp_path / f"bf16-{s}")] for s in (1, 2, 3)}
+    assert len(half[1]) == 20 and half[1] == half[2] == half[3] and half[1] != double[1]
     # A NaN on rank 1 alone is skipped by both, names its clip, and shifts nothing.
     for stage in (0, 3):
         assert first[f"bad-{stage}"] == second[f"bad-{stage}"] == 1
@@ -79,9 +81,9 @@ def test_two_ranks_train_as_one(worker, alone, start, tmp_path):
     assert kinds == ["signal", "requeue", "save", "resume", "save"]
     # Stage 3 puts whole weights back into the module of every rank.
     assert first["whole"] == second["whole"]
-    assert "micro_batch_size = 3 does not divide the 4 samples" in first["refused"]
+    assert "micro_batch_size = 8 does not divide the 4 samples" in first["refused"]
     # Another number of ranks finds the finished run, whatever the stage.
     for stage in (0, 2):
-        settings = worker.spec(zero_stage=stage, micro_batch_size=2)
+        settings = worker.spec(zero_stage=stage, micro_batch_size=2, num_steps=20)
         again = worker.run(tmp_path / f"zero-{stage}", alone, settings, worker.plain)
         assert again["loss"] == first[f"final-{stage}"]

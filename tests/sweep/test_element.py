@@ -1,0 +1,109 @@
+"""What an element of an array says of a step that ended, from the run folder alone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import toy_stages
+
+from egoscale.sweep.element import AGAIN, DONE, FAILED, HANG, LIMIT, ended, run
+from egoscale.sweep.ledger import RunFolder
+from egoscale.sweep.plan import plan
+from egoscale.sweep.worker import REQUEUE
+
+RETRIES = 2
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run of which an earlier attempt, of an earlier job, failed; this attempt begins now."""
+    film = next(job for job in plan(toy_stages.sweep()).jobs.values() if job.stage == "film").create(tmp_path)
+    film.event("start")
+    film.event("retry", reason="killed", attempt=1, job="16_0")
+    film.fail("killed; attempt 2 of 2")
+    for name, value in {"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "0", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    time.sleep(0.002)  # events are noted to the millisecond
+    monkeypatch.setenv("EGOSCALE_BEGAN", str(time.time()))
+    time.sleep(0.002)
+    return film
+
+
+def reasons(folder: RunFolder, event: str) -> list[str]:
+    return [told["reason"] for told in folder.events() if told["event"] == event]
+
+
+@pytest.mark.parametrize("code", [1, 3, 137, HANG, LIMIT, REQUEUE])
+def test_what_ended_without_a_word_is_tried_again_so_often(folder: RunFolder, code: int) -> None:
+    for attempt in (1, 2):
+        folder.event("start")
+        assert ended(folder, code, RETRIES) == AGAIN
+        assert folder.events()[-1]["attempt"] == attempt and folder.events()[-1]["job"] == "17_0"
+    folder.event("start")
+    assert ended(folder, code, RETRIES) == FAILED
+    assert reasons(folder, "fail")[-1].endswith("attempt 3 of 3")
+    assert folder.state() == "failed"
+
+
+def test_progress_begins_the_count_anew(folder: RunFolder) -> None:
+    for step in (10, 20, 30):
+        for _ in range(2):
+            folder.event("start")
+            assert ended(folder, 137, RETRIES) == AGAIN
+        folder.event("save", step=step)
+    for _ in range(2):
+        folder.event("save", step=30)  # the same step again is no progress
+        assert ended(folder, 137, RETRIES) == AGAIN
+    assert ended(folder, 137, RETRIES) == FAILED
+
+
+def test_its_own_word_is_final_whatever_the_code(folder: RunFolder) -> None:
+    """Of several ranks the others may save and ask to go on, in the moment before they are killed."""
+    folder.event("start")
+    folder.fail("clip 3 is damaged")
+    folder.event("save", step=5)
+    assert [ended(folder, code, RETRIES) for code in (1, 137, REQUEUE)] == [FAILED] * 3
+    assert not [event for event in folder.events() if event["event"] == "retry" and event["job"] == "17_0"]
+
+
+def test_a_run_that_saved_goes_on_as_often_as_it_likes(folder: RunFolder) -> None:
+    for step in range(1, 8):
+        folder.event("start")
+        folder.event("save", step=step)
+        assert ended(folder, REQUEUE, RETRIES) == REQUEUE
+    folder.finish({})
+    assert ended(folder, 1, RETRIES) == DONE
+
+
+def test_no_word_and_no_result_is_not_tried_again(folder: RunFolder) -> None:
+    folder.event("start")
+    assert ended(folder, 0, RETRIES) == FAILED
+    assert "code 0 and no result" in reasons(folder, "fail")[-1]
+
+
+def test_an_environment_that_does_not_start_says_where_to_look(folder: RunFolder) -> None:
+    assert ended(folder, 127, 0) == FAILED
+    assert "code 127 before the run began: its log says why" in reasons(folder, "fail")[-1]
+
+
+def test_a_run_is_not_begun_on_an_input_that_failed(folder: RunFolder) -> None:
+    catalog = next(job for job in plan(toy_stages.sweep()).jobs.values() if job.stage == "catalog").create(folder.root)
+    assert run(catalog, "toy_stages:execute") == FAILED
+    assert [event["event"] for event in catalog.events()] == ["blocked"]
+    assert f"{folder} is failed, not done" in reasons(catalog, "blocked")[0]
+    assert ended(catalog, FAILED, RETRIES) == FAILED
+    assert catalog.state() == "new"
+    folder.finish({})
+    assert run(catalog, "toy_stages:execute") == DONE
+
+
+@pytest.mark.parametrize("first", ["0", "1"])
+def test_the_first_rank_to_fail_is_heard(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    toy_stages.behave(folder.root, film="fail")
+    for rank in (first, "1"):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        assert run(folder, "toy_stages:execute") == FAILED
+    told = "clip kitchen/17: duration_s = -1: delete the file"
+    assert reasons(folder, "fail")[1:] == [told if first == "0" else f"rank 1: {told}"]
