@@ -33,7 +33,7 @@ demo-full: $(VENV)/installed graphics
 	$(VENV)/bin/egoscale sweep run recipes/sweeps/tabletop-full.toml --jobs $(JOBS)
 
 test: $(VENV)/installed-dev graphics-if-possible
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -181,7 +181,9 @@ def _conclude(recipe: Path, root: Path) -> int:
     for job, state in missing.items():
         print(f"missing: {job} is {state}")
     if missing:
-        print(f"the table is partial: {len(missing)} of {len(states)} runs are not done; what follows is about the rest")
+        print(
+            f"the table is partial: {len(missing)} of {len(states)} runs are not done; what follows is about the rest"
+        )
     conclude(planned, root)
     return DONE
 

@@ -21,6 +21,7 @@ from egoscale.sweep.submission import Study
 EXECUTE = "toy_stages:execute"
 LONG = 100_000  # steps: until `finish`
 LONG_S = 400.0  # a machine may be busy with ten other things
+SHORT = ("grid.demos=[]", "grid.hours=[0.25]")  # pretraining alone: nine runs, for what needs no table
 TOYS = str(Path(toy_stages.__file__).parent)
 
 

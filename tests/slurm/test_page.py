@@ -51,7 +51,8 @@ def test_the_last_job_fits_the_law(page):
 
 def test_a_finished_study_has_nothing_to_repeat(page):
     assert "evaluate" not in of(page, "egoscale sweep retry")
-    assert "0 arrays cancelled" in of(page, "egoscale sweep cancel")
+    # All runs have ended; the job that fits the law may be at it still.
+    assert re.search("^[01] arrays? cancelled", of(page, "egoscale sweep cancel"))
     assert "encode/" in of(page, "egoscale sweep logs") and ": done" in of(page, "egoscale sweep logs")
 
 
