@@ -189,10 +189,10 @@ def sweep_submit(
 def sweep_cancel(recipe: Sweep, overrides: Sets = None, root: Root = Path("runs")) -> None:
     """Take the runs of a sweep out of Slurm's queue; those at work save and end. What is done stays."""
     from egoscale.sweep import slurm
-    from egoscale.sweep.submission import Study
+    from egoscale.sweep.study import Study
 
     study = Study(planned(recipe, overrides), root)
-    names = {element.array_id for element in slurm.queue(study.prefix) if element.state in slurm.ALIVE}
+    names = {element.array_id for element in study.elements() if element.state in slurm.ALIVE}
     slurm.cancel(names)
     print(f"{len(names)} arrays cancelled; `egoscale sweep submit` sends what is missing again")
 
@@ -208,7 +208,8 @@ def sweep_retry(
     from egoscale.recipe import validate
     from egoscale.sweep.profile import Profile
     from egoscale.sweep.status import standing
-    from egoscale.sweep.submission import Study, lines, submit
+    from egoscale.sweep.study import Study
+    from egoscale.sweep.submission import lines, submit
 
     if not failed:
         raise ValueError("say which: `egoscale sweep retry RECIPE --failed`")
@@ -232,7 +233,7 @@ def sweep_logs(
     lines: Annotated[int, typer.Option(help="Last lines of each log.")] = 40,
 ) -> None:
     """The events of a run and the end of its logs."""
-    from egoscale.sweep.submission import Study
+    from egoscale.sweep.study import Study
 
     plan = planned(recipe, overrides)
     stage, _, key = run.rpartition("/")

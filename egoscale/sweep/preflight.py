@@ -12,8 +12,8 @@ from egoscale.recipe import STAGES
 from egoscale.sweep import slurm
 from egoscale.sweep.probe import PROBE_WAIT_S, probes
 from egoscale.sweep.profile import Profile, ResourceSpec
+from egoscale.sweep.script import render
 from egoscale.sweep.site import Node, Partition, associations, nodes, partitions
-from egoscale.sweep.submission import render
 
 
 def examine(profile: Profile, root: Path, wait_s: float = PROBE_WAIT_S) -> Iterator[Finding]:

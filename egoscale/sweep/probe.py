@@ -22,7 +22,7 @@ from egoscale.doctor import Finding
 from egoscale.sweep import slurm
 from egoscale.sweep.lock import write_whole
 from egoscale.sweep.profile import Profile, ResourceSpec
-from egoscale.sweep.submission import render
+from egoscale.sweep.script import render
 
 PROBE_WAIT_S = 300.0  # for a probe to start; a full cluster may need longer than a person waits
 ANSWER_WAIT_S = 120.0  # for its answers, once it runs: torch is read from a shared disk, once

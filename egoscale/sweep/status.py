@@ -17,7 +17,7 @@ from egoscale.sweep.ledger import RunFolder
 from egoscale.sweep.lock import orphaned
 from egoscale.sweep.plan import Job, Plan
 from egoscale.sweep.progress import Estimate, duration
-from egoscale.sweep.submission import Study
+from egoscale.sweep.study import Study
 
 State = Literal["done", "running", "queued", "blocked", "failed", "interrupted", "new"]
 GLYPHS: dict[State, str] = {

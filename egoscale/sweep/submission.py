@@ -1,50 +1,23 @@
-"""Sends what is missing of a sweep to Slurm: one `sbatch` an array, every step journalled, safe to do again.
-
-    <root>/sweeps/<name>/recipe.toml                the sweep, resolved
-    <root>/sweeps/<name>/slurm/journal.jsonl        what was sent: a line before each `sbatch`, a line after it
-    <root>/sweeps/<name>/slurm/003-world-00.sbatch  the script of an array, and .json: its run folders by index
-
-A shell that dies between the two lines leaves an array that Slurm knows by its name: the next submission finds it.
-"""
+"""Sends what is missing of a sweep to Slurm: one `sbatch` an array, every step journalled, safe to do again."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import itertools
 import json
-import os
-import pwd
-import re
-import shlex
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from egoscale.recipe import resolved_toml
-from egoscale.resources import find
 from egoscale.sweep import slurm
 from egoscale.sweep.arrays import Array, arrays
 from egoscale.sweep.element import EXECUTE
 from egoscale.sweep.lock import alone, write_whole
 from egoscale.sweep.plan import Job, Plan
-from egoscale.sweep.profile import Profile, ResourceSpec
-from egoscale.sweep.worker import threads_environment
-
-CONCLUSION = "-conclusion"  # at the end of the name of the job that fits the law
-
-
-@dataclass(frozen=True)
-class Sent:
-    """An array in the journal: `runs` by index; `job` is Slurm's id, None where the shell died before it was noted."""
-
-    name: str
-    job: str | None
-    runs: Mapping[int, str]
-    user: str = ""
+from egoscale.sweep.profile import Profile
+from egoscale.sweep.script import render
+from egoscale.sweep.study import CONCLUSION, Sent, Study, user_name
 
 
 @dataclass
@@ -57,81 +30,6 @@ class Submitted:
     sent: int = 0
     held_back: int = 0  # runs not sent because of the profile's max_submitted
     waiting: int = 0  # runs not sent because an input is neither done, nor in the queue, nor sent
-
-
-class Study:
-    """The folder of one sweep below a root, and what it knows of Slurm."""
-
-    def __init__(self, plan: Plan, root: Path) -> None:
-        self.plan, self.root = plan, root.resolve()
-        self.folder = self.root / "sweeps" / _file_name(plan.sweep.name)
-        self.slurm = self.folder / "slurm"
-        digest = hashlib.sha256(f"{self.root}\n{plan.sweep.name}".encode()).hexdigest()[:8]
-        self.prefix = f"egoscale-{digest}-"  # of the names of its jobs: how the queue is asked for them
-
-    def journal(self) -> list[Sent]:
-        """Arrays that were sent, oldest first; a torn last line is left out."""
-        intents: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for text in (self.slurm / "journal.jsonl").read_text().splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    line = json.loads(text)
-                    intents.setdefault(line["name"], {"runs": {}, "job": None}).update(line)
-        return [
-            Sent(name, line["job"], {int(index): run for index, run in line["runs"].items()}, line.get("user", ""))
-            for name, line in intents.items()
-        ]
-
-    def note(self, **line: Any) -> None:
-        """Append to the journal, durably."""
-        self.slurm.mkdir(parents=True, exist_ok=True)
-        path = self.slurm / "journal.jsonl"
-        torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        with path.open("a") as file:
-            file.write("\n" * bool(torn) + json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def logs(self, run: str) -> list[Path]:
-        """Logs of the elements that worked on a run, oldest first."""
-        return [
-            self.slurm / f"{self.prefix}{sent.name}-{index}.log"
-            for sent in self.journal()
-            for index, one in sent.runs.items()
-            if one == run
-        ]
-
-    def elements(self) -> list[slurm.QueuedElement]:
-        """What Slurm remembers of this sweep's jobs, whoever sent them, oldest first."""
-        users = {sent.user for sent in self.journal() if sent.user} | {_user()}
-        return sorted(slurm.queue(self.prefix, ",".join(sorted(users))), key=lambda element: int(element.array_id))
-
-    def newest(self, elements: Iterable[slurm.QueuedElement] | None = None) -> dict[str, slurm.QueuedElement]:
-        """Run ("world/ab12…") -> its element, one that is alive before one that ended, the newest of several.
-
-        Arrays that a dying shell did not note are found by their names, and noted.
-        """
-        remembered = self.elements() if elements is None else list(elements)
-        by_name = {element.name: element.array_id for element in remembered}
-        runs: dict[tuple[str, str, int], str] = {}
-        for sent in self.journal():
-            name = self.prefix + sent.name
-            job = sent.job or by_name.get(name)
-            if job is None:
-                continue
-            if sent.job is None:
-                self.note(name=sent.name, job=job)
-            runs |= {(name, job, index): run for index, run in sent.runs.items()}
-        found: dict[str, slurm.QueuedElement] = {}
-        for element in sorted(remembered, key=lambda element: element.state in slurm.ALIVE):
-            run = runs.get((element.name, element.array_id, element.index))
-            if run is not None:
-                found[run] = element
-        return found
-
-    def in_queue(self) -> dict[str, slurm.QueuedElement]:
-        """Run ("world/ab12…") -> its element in Slurm's queue, the newest of several; finished ones are left out."""
-        return {run: element for run, element in self.newest().items() if element.state in slurm.ALIVE}
 
 
 def submit(
@@ -274,7 +172,7 @@ def _sbatch(study: Study, name: str, script: str, runs: Mapping[int, str]) -> st
     Through a restart of the controller, too: it may have taken a script without living to say so, and is asked by name
     before the script is sent again.
     """
-    study.note(name=name, job=None, runs=runs, user=_user())
+    study.note(name=name, job=None, runs=runs, user=user_name())
     tried = False
 
     def send() -> str:
@@ -316,99 +214,6 @@ def _submit_conclusion(study: Study, profile: Profile, ids: Sequence[str], numbe
     script = render(profile, resources, study.prefix + name, elements, study.slurm, {0: "conclusion"}, after)
     write_whole(study.slurm / f"{name}.sbatch", script)
     _sbatch(study, name, script, {})
-
-
-def render(
-    profile: Profile,
-    resources: ResourceSpec,
-    name: str,
-    elements: Path,
-    logs: Path,
-    runs: Mapping[int, str],
-    dependency: str,
-) -> str:
-    """The script of an array. What is not a checked option is quoted for the shell."""
-    limit = f"%{resources.max_running}" if resources.max_running else ""
-    options = {
-        "job-name": name,
-        "array": slurm.indices(runs) + limit,
-        "output": f"{str(logs).replace('%', '%%')}/%x-%a.log",
-        "open-mode": "append",
-        "nodes": str(resources.num_nodes),
-        "ntasks-per-node": str(resources.tasks_per_node),
-        "cpus-per-task": str(resources.cpus_per_task),
-        "time": str(resources.time_limit_min),
-        "partition": resources.partition or profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "reservation": profile.reservation,
-        "constraint": resources.constraint or profile.constraint,
-        "mem": f"{resources.memory_gb_per_node * 1024:.0f}M" if resources.memory_gb_per_node else "",
-        "dependency": dependency,
-        "kill-on-invalid-dep": "yes" if dependency else "",
-        # To the batch shell alone (B:), whose trap hands it to every rank.
-        "signal": f"B:USR1@{profile.signal_before_end_s}" if profile.signal_before_end_s else "",
-    }
-    if resources.gpus_per_node:
-        kind = f"{resources.gpu_type}:" if resources.gpu_type else ""
-        gres = profile.gpu_count_option == "gres"
-        options["gres" if gres else "gpus-per-node"] = f"{'gpu:' if gres else ''}{kind}{resources.gpus_per_node}"
-    for key, value in options.items():
-        if not set(value).isdisjoint("\"'\\`$#") or not value.isprintable() or " " in value:
-            raise ValueError(
-                f"--{key}={value!r}: a job script cannot hold this; choose a --root without spaces, quotes, "
-                "`#`, `$`, backslashes or control characters"
-            )
-    directives = [f"#SBATCH --{key}={value}" for key, value in options.items() if value]
-    directives.append("#SBATCH --requeue")
-    setup = [f"module load {shlex.quote(module)}" for module in profile.modules] + list(profile.setup)
-    setup += [f"export {key}={shlex.quote(value)}" for key, value in sorted(profile.environment.items())]
-    # As on one machine: a library that starts a thread a core of the node is slow, and sums in another order.
-    threads = threads_environment(resources.cpus_per_task)
-    setup += [f"export {key}=${{{key}:-{value}}}" for key, value in threads.items()]
-    step, within, beside = _container(profile)
-    values = {
-        "DIRECTIVES": "\n".join(directives),
-        "ELEMENTS": shlex.quote(str(elements)),
-        "PYTHON": shlex.quote(profile.python or sys.executable),
-        "TIME_LIMIT_S": str(resources.time_limit_min * 60),
-        "SETUP": "\n".join(setup),
-        "NODES": str(resources.num_nodes),
-        "TASKS": str(resources.num_tasks),
-        "SRUN": step,
-        "WITHIN": within,
-        "BESIDE": beside,
-    }
-    template = find("slurm", "templates/array.sbatch").read_text()
-    # In one pass: what is filled in may itself look like a mark, and stays as it is.
-    return re.sub(r"@([A-Z_]+)@", lambda mark: values[mark[1]], template)
-
-
-def _container(profile: Profile) -> tuple[str, str, str]:
-    """(options of srun, words before the command of a step, words before a command beside it) that put a job into its
-    image: Pyxis does it to steps alone, so what runs beside the step is a small step too."""
-    box = profile.container
-    if box is None:
-        return "", "", ""
-    if box.kind == "pyxis":
-        mounts = f" --container-mounts={shlex.quote(','.join(box.mounts))}" if box.mounts else ""
-        image = f" --container-image={shlex.quote(box.image)}{mounts}"
-        return image, "", f"srun --nodes=1 --ntasks=1{image} "
-    binds = "".join(f"--bind {shlex.quote(mount)} " for mount in box.mounts)
-    within = f"apptainer exec --nv {binds}{shlex.quote(box.image)} "
-    return "", within, within
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container without a name for this user
-        return str(os.getuid())
-
-
-def _file_name(name: str) -> str:
-    """A sweep's name as the name of a folder: what a path cannot hold becomes `_`."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name) or "_"
 
 
 def lines(answer: Submitted) -> Iterator[str]:

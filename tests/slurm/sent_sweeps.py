@@ -16,7 +16,7 @@ import toy_stages
 
 from egoscale.sweep.profile import Profile, ResourceSpec
 from egoscale.sweep.status import lines, standing
-from egoscale.sweep.submission import Study
+from egoscale.sweep.study import Study
 
 EXECUTE = "toy_stages:execute"
 LONG = 100_000  # steps: until `finish`

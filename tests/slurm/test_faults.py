@@ -32,7 +32,8 @@ from egoscale.sweep import slurm
 from egoscale.sweep.ledger import collect
 from egoscale.sweep.plan import plan
 from egoscale.sweep.status import lines, standing
-from egoscale.sweep.submission import Study, submit
+from egoscale.sweep.study import Study
+from egoscale.sweep.submission import submit
 
 pytestmark = pytest.mark.slurm
 

@@ -12,7 +12,8 @@ from sent_sweeps import EXECUTE, LONG, element_of, finish, names, of, once, over
 from egoscale.sweep import slurm
 from egoscale.sweep.plan import plan
 from egoscale.sweep.status import lines, standing
-from egoscale.sweep.submission import Study, submit
+from egoscale.sweep.study import Study
+from egoscale.sweep.submission import submit
 
 pytestmark = pytest.mark.slurm
 

@@ -32,7 +32,8 @@ from sent_sweeps import (
 
 from egoscale.sweep import slurm
 from egoscale.sweep.plan import plan
-from egoscale.sweep.submission import Study, lines, submit, submit_all
+from egoscale.sweep.study import Study
+from egoscale.sweep.submission import lines, submit, submit_all
 
 pytestmark = pytest.mark.slurm
 

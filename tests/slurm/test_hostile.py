@@ -18,8 +18,10 @@ from egoscale.recipe import RecipeError, SweepRecipe, validate
 from egoscale.sweep import slurm
 from egoscale.sweep.plan import plan
 from egoscale.sweep.profile import Profile, ResourceSpec, load_profile
+from egoscale.sweep.script import render
 from egoscale.sweep.status import lines, standing
-from egoscale.sweep.submission import Study, render, submit
+from egoscale.sweep.study import Study
+from egoscale.sweep.submission import submit
 
 SANDBOX = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -23,7 +23,8 @@ import toy_stages
 from egoscale.sweep import slurm
 from egoscale.sweep.plan import plan
 from egoscale.sweep.profile import load_profile
-from egoscale.sweep.submission import Study, submit
+from egoscale.sweep.study import Study
+from egoscale.sweep.submission import submit
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

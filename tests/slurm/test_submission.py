@@ -9,7 +9,8 @@ from sent_sweeps import EXECUTE, over, wait
 
 from egoscale.sweep.plan import plan
 from egoscale.sweep.status import lines
-from egoscale.sweep.submission import Study, submit
+from egoscale.sweep.study import Study
+from egoscale.sweep.submission import submit
 
 pytestmark = pytest.mark.slurm
 
