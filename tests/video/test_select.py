@@ -122,7 +122,7 @@ def test_a_limit_on_a_score_that_nobody_made_is_an_error_that_says_who_makes_it(
         ({"scores": {"sharpness": {}}}, "give `min`, `max` or both"),
         ({"scores": {"sharpness": {"min": 2.0, "max": 1.0}}}, "min 2 is above max 1"),
         ({"scores": {"sharpnes": {"min": 2.0}}}, "unknown key `scores.sharpnes`.*`sharpness`"),
-        ({"columns": [{"file": "x.csv", "column": "a"}]}, "key `columns.0`"),
+        ({"columns": [{"file": "x.csv", "column": "a"}]}, "table `columns.0`: give `min`"),
     ],
 )
 def test_a_recipe_with_a_limit_that_means_nothing_is_an_error(keys, said):
