@@ -161,7 +161,7 @@ def test_the_controller_is_killed_in_the_middle(cluster, planned, tmp_path):
     finish(tmp_path)
     assert wait(planned, tmp_path, over).complete, told(planned, tmp_path)
     assert names(film, tmp_path) == ["start", "save", "requeue", "start", "end"]
-    # A controller that comes back may have jobs saved and begun again that nobody asked for: none is lost or done twice.
+    # A controller that comes back may have a job saved and begun again that nobody asked for: nothing is done twice.
     assert names(teleop, tmp_path) in (["start", "end"], ["start", "save", "requeue", "start", "end"])
     sound(planned, tmp_path)
 
