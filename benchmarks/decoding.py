@@ -364,10 +364,11 @@ before it is measured.
 **What follows.** `open_video(decoder="auto")` reads with PyAV: frames that no wanted frame is made from are left
 undecoded (H.264, HEVC), a scaler is kept, time stamps come from the header. It is right in all cases below. Where it
 leaves frames out it is the quickest; where nothing can be left out (AV1, films without B frames, small films read
-through) it is as quick as torchcodec within an eighth. torchcodec, sought exactly, is right too; it needs FFmpeg's libraries and imports torch,
-which is seconds and hundreds of MB in every worker, so it is the default nowhere. Sought approximately it gives
-neighbours where frames are reordered across key frames. decord and decord2 are slower, and wrong on what x265 makes by
-default: after a seek into an open group of pictures they count from the wrong frame. They stay available by name.
+through) it is as quick as torchcodec within an eighth. torchcodec, sought exactly, is right too; it needs FFmpeg's
+libraries and imports torch, which is seconds and hundreds of MB in every worker, so it is the default nowhere. Sought
+approximately it gives neighbours where frames are reordered across key frames. decord and decord2 are slower, and wrong
+on what x265 makes by default: after a seek into an open group of pictures they count from the wrong frame. They stay
+available by name.
 Windows that are read together cost a fraction of windows read one by one: group them by clip.
 """
 

@@ -4,11 +4,11 @@ PyAV reads by default. Measured (`benchmarks/decoding.md`, one thread, equal fra
 `container` adds (a scaler that is kept, frames left undecoded that no wanted frame is made from, time stamps from the
 header of an mp4) is 1.1 to 1.6 times the best of torchcodec and decord in random windows with B frames, at 256p and
 1080p, with a key frame every 12, 60 or 250, and within an eighth of torchcodec where nothing can be left undecoded. It
-also reads what they do not: decord 0.6.0 gives a neighbouring frame after a
-seek into open groups of pictures (x265's default; every fifth frame was wrong), opens no AV1, ignores edit lists (a
-cut of 901 frames is given as 1,051), takes another video stream than the first and fails in the midst of some VP9.
-Both stay, by name. On 8-bit files all give equal frames where they give the right ones; 10-bit colour is converted by
-another chroma filter in each version of FFmpeg (3 levels away on average, up to 168 at coloured edges).
+also reads what they do not: decord 0.6.0 gives a neighbouring frame after a seek into open groups of pictures (x265's
+default; every fifth frame was wrong), opens no AV1, ignores edit lists (a cut of 901 frames is given as 1,051), takes
+another video stream than the first and fails in the midst of some VP9. Both stay, by name. On 8-bit files all give
+equal frames where they give the right ones; 10-bit colour is converted by another chroma filter in each version of
+FFmpeg (3 levels away on average, up to 168 at coloured edges).
 
 Pictures are averaged down from the full frame in RGB by `picture.square`, whoever decodes. The decoders could scale as
 they convert, each by another filter (PyAV and torchcodec through swscale on the luma and chroma planes, decord
