@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.recipe import EncodeRecipe
 from egoscale.robot.demos import LeRobotDataset
-from egoscale.stages.models import inference, load, prefers_bf16
+from egoscale.stages.models import device, inference, load, prefers_bf16
 from egoscale.stages.tokenizing import to_frames
 from egoscale.stages.work import Work
 from egoscale.video.batches import FAILURES
@@ -41,10 +41,10 @@ def encoded(
     A causal tokenizer sees up to `batch_frames` frames at a time; a tokenizer without temporal attention gives the
     same latents for any `batch_frames`.
     """
-    device = next(tokenizer.parameters()).device
+    place = next(tokenizer.parameters()).device
     parts = []
     for first in range(0, len(frames_THWC), batch_frames):
-        frames = to_frames(frames_THWC[first : first + batch_frames][None]).to(device).float() / 255
+        frames = to_frames(frames_THWC[first : first + batch_frames][None]).to(place).float() / 255
         latents = tokenizer.encode(frames)[0].float().cpu().to(BITS[dtype])
         parts.append(latents.view(torch.uint16).numpy() if dtype == "bfloat16" else latents.numpy())
     return np.concatenate(parts)
@@ -59,6 +59,7 @@ def encode(work: Work) -> dict[str, Any]:
     """Write `video/` and `demos/`; a killed run goes on at the next shard."""
     recipe = work.recipe(EncodeRecipe)
     tokenizer, _ = load(work.input("tokenizer"), "VideoTokenizer")
+    tokenizer.to(device())
     selection = _selected(work.input("select") / "selection.parquet")
     total = int(selection.select(pl.len()).collect().item())
     quarantine = Quarantine(

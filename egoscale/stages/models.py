@@ -50,14 +50,19 @@ def load_policy(folder: Path) -> tuple[Policy, dict[str, Any]]:
     return policy.eval(), config
 
 
+def device() -> torch.device:
+    """Where this process computes: the GPU it was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def inference(bf16: bool | None = None) -> Iterator[None]:
     """No gradients; bf16 where this device multiplies it clearly faster, or as told."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=prefers_bf16() if bf16 is None else bf16):
+    enabled = prefers_bf16() if bf16 is None else bf16
+    with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=enabled):
         yield
 
 
 def prefers_bf16() -> bool:
     """Whether this device multiplies bf16 clearly faster. Measured: a busy machine may answer otherwise next time."""
-    return bf16_speedup(torch.device("cuda" if torch.cuda.is_available() else "cpu")) > 1.3
+    return bf16_speedup(device()) > 1.3
