@@ -209,7 +209,7 @@ def test_another_grid_of_the_same_sweep_is_left_alone(cluster, tmp_path):
     toy_stages.behave(tmp_path, film="saves", steps=LONG)
     submit(first, tmp_path, profile(), execute=EXECUTE)
     answer = submit(second, tmp_path, profile(), execute=EXECUTE)
-    assert answer.queued == len(first.jobs.keys() & second.jobs.keys()) > 5
+    assert answer.queued + answer.done == len(first.jobs.keys() & second.jobs.keys()) > 5  # some may be done by now
     finish(tmp_path)
     for planned in (first, second):
         assert wait(planned, tmp_path, over).complete, told(planned, tmp_path)
