@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from machine import machine
 
 from egoscale.video.catalog import SCHEMA
 from egoscale.video.scorers import LIMIT_S, probe_catalog, score_catalog
@@ -178,13 +179,6 @@ def reasons(found: pl.DataFrame, show: int) -> None:
     print(f"\n## Reasons, numbers as N, the {min(show, told.height)} most frequent of {told.height}\n")
     for reason, count in told.head(show).iter_rows():
         print(f"- {count}: {reason}")
-
-
-def machine() -> str:
-    cpus = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
-    load = os.getloadavg()[0]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {load:.1f}"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from machine import machine
 from scipy.optimize import minimize
 
 from egoscale.scaling import StudySpec, fit
@@ -59,14 +60,6 @@ def main() -> None:
     print("Command: `OMP_NUM_THREADS=1 python benchmarks/scaling.py > benchmarks/scaling.md`. Seconds are medians.\n")
     bootstrap(chinchilla(asked.table), asked.replicates, asked.scipy_replicates, asked.repeats)
     others(chinchilla(asked.table), asked.repeats, asked.rows)
-
-
-def machine() -> str:
-    """Processor and cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
 
 
 def versions() -> str:

@@ -25,6 +25,7 @@ from statistics import median
 
 import numpy as np
 import polars as pl
+from machine import machine
 from numpy.typing import NDArray
 
 from egoscale.video.decode import open_video
@@ -188,13 +189,6 @@ def overhead() -> None:
     list(each(os.path.exists, ["x"] * 5000))
     items = 5000 / (time.monotonic() - began - start)
     print(f"\nA worker process starts in {start:.2f} s and takes {items:,.0f} items a second that cost nothing.")
-
-
-def machine() -> str:
-    cpus = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
-    load = os.getloadavg()[0]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {load:.1f}"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import polars as pl
+from machine import machine
 from made_up_catalog import CLIPS, write_catalog
 
 from egoscale.recipe import SelectRecipe, SubsetRecipe
@@ -186,7 +187,7 @@ def report(folder: Path, clips: int, repeats: int) -> None:
     for name in names:
         runs.setdefault(name, [measured(name, folder) for _ in range(repeats)])
     print("# Selecting and drawing subsets from ten million clips\n")
-    print(f"{datetime.date.today()}, {machine()}. {versions()}.")
+    print(f"{datetime.date.today()}, {machine()} at the end. {versions()}.")
     print("Command: `python benchmarks/subsets.py > benchmarks/subsets.md`. Each row is the median of", repeats)
     print("processes; peak memory is the highest of them. Everything is written to disk: Parquet with all columns.\n")
     print(f"The made-up catalogue: {counts[0]:,} clips, {counts[1]} sources, {counts[3]:,} participants, {counts[4]:,}")
@@ -210,14 +211,6 @@ def report(folder: Path, clips: int, repeats: int) -> None:
     print(f"Worst share error of a stratum {six['share_error'][0]:.2g}, of a source {six['share_error'][1]:.2g}.")
     print(f"The largest holds {held}. The six manifests are {six['mib']:,.0f} MiB.")
     print("Aimed at: under 20 s in all, under 4 GiB.")
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    load = os.getloadavg()[0]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the end"
 
 
 def versions() -> str:

@@ -15,7 +15,8 @@ from egoscale.console import shown
 if TYPE_CHECKING:
     import polars as pl
 
-    from egoscale.sweep.trials import Key, Record
+    from egoscale.sweep.trials import Key
+    from egoscale.sweep.trials_record import Record
 
 trials_app = typer.Typer(no_args_is_help=True, help="Success on real robots: a blinded sheet, and its results.")
 
@@ -111,7 +112,7 @@ def trials_record(
     ] = False,
 ) -> None:
     """Check a sheet, unblind it, and write the table that `egoscale fit` reads."""
-    from egoscale.sweep.trials import record
+    from egoscale.sweep.trials_record import record
 
     if out.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--out {out}: must end in .csv or .parquet")

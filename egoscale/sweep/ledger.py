@@ -246,16 +246,17 @@ def collect(root: Path, jobs: Iterable[Job]) -> pl.DataFrame:
             | {name: trials.get(name) for name in ("successes", "trials")}
             | {f"successes_{verb}": counts[0] for verb, counts in per_verb.items()}
             | {f"trials_{verb}": counts[1] for verb, counts in per_verb.items()}
-            | {_key_column(stage): behind[stage].key if stage in behind else None for stage in LINEAGE}
+            | {key_column(stage): behind[stage].key if stage in behind else None for stage in LINEAGE}
             | {"subset_hash": subset.get("hash"), "state": cell.run(root).state()}
         )
     schema = columns(cells)
     schema |= {f"{what}_{verb}": int for verb in sorted(verbs) for what in ("successes", "trials")}
-    schema |= {_key_column(stage): str for stage in LINEAGE} | {"subset_hash": str, "state": str}
+    schema |= {key_column(stage): str for stage in LINEAGE} | {"subset_hash": str, "state": str}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _key_column(stage: str) -> str:
+def key_column(stage: str) -> str:
+    """Name of the column with the key of a row's run of this stage."""
     return f"{stage.replace('-', '_')}_key"
 
 

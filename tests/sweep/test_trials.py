@@ -25,8 +25,9 @@ from egoscale.cli import main
 from egoscale.recipe import RecipeError
 from egoscale.sweep.ledger import collect
 from egoscale.sweep.plan import plan
-from egoscale.sweep.trials import HASH, Key, digest, of_run, policy, record, schedule, sheet_text, write
+from egoscale.sweep.trials import HASH, Key, digest, of_run, policy, schedule, sheet_text, write
 from egoscale.sweep.trials_page import page_text
+from egoscale.sweep.trials_record import record
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
