@@ -1,11 +1,11 @@
 """The recipes for clusters: they check, they are as large as they are called, they fit, and their page is true."""
 
-import importlib.util
 import json
 import re
 import shlex
 from pathlib import Path
 
+import dry_run as bench
 import pytest
 
 from egoscale.cli import checked
@@ -17,9 +17,6 @@ PAGE = ROOT / "docs" / "pretraining.md"
 RECIPES = sorted((ROOT / "recipes" / "pretrain").glob("*.toml"))
 TOKENIZER = ROOT / "tokenizers" / "egocentric-256px.toml"
 SIZES = {"100m": 1e8, "300m": 3e8, "1b": 1e9, "2b": 2e9}
-SPEC = importlib.util.spec_from_file_location("dry_run", ROOT / "benchmarks" / "dry_run.py")
-bench = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(bench)
 
 
 def place(path: Path) -> Place:

@@ -1,9 +1,9 @@
 """What a dry run predicts, against what a step on this machine holds; and what it says."""
 
-import importlib.util
 import json
 from pathlib import Path
 
+import dry_run as bench
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,6 @@ from egoscale.train.engine import Engine
 from egoscale.train.ranks import ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("dry_run", ROOT / "benchmarks" / "dry_run.py")
-bench = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(bench)
 
 BLOCKS = dict(width=128, num_layers=4, num_heads=4, num_kv_heads=2)
 WIDE = dict(width=256, num_layers=4, num_heads=4, num_kv_heads=2, temporal_every=2, num_registers=2)

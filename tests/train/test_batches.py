@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import trainer as bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,10 +18,6 @@ from egoscale.train import loop
 from egoscale.train.batches import Batches
 from egoscale.train.order import NORMAL_ROWS, normal, normal_rows, rank_rows
 from egoscale.train.ranks import Ranks
-
-SPEC = importlib.util.spec_from_file_location("trainer", Path(__file__).parents[2] / "benchmarks" / "trainer.py")
-bench = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(bench)
 
 
 @settings(deadline=None)

@@ -5,33 +5,21 @@ A sample of what `benchmarks/damaged.py` does with a thousand; its table is `ben
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 
+import damaged
 import polars as pl
 import pytest
 
 NUM_COPIES = 90
 
 
-@pytest.fixture(scope="module")
-def damaged():
-    """`benchmarks/damaged.py`, which is no package."""
-    from pathlib import Path
-
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "damaged.py"
-    spec = importlib.util.spec_from_file_location("damaged", path)
-    module = sys.modules["damaged"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not module.REAL.is_dir():
-        pytest.skip("the folder `shared` with real videos does not lie beside the repository")
-    yield module
-    del sys.modules["damaged"]
+if not damaged.REAL.is_dir():
+    pytest.skip("the folder `shared` with real videos does not lie beside the repository", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
-def found(damaged, tmp_path_factory):
+def found(tmp_path_factory):
     """(copies, the catalogue after probe and score)."""
     folder = tmp_path_factory.mktemp("damaged")
     copies = damaged.damaged_copies(damaged.small_files(), folder, NUM_COPIES, seed=4)
@@ -39,7 +27,7 @@ def found(damaged, tmp_path_factory):
     return copies, damaged.outcome(folder / "catalog.parquet", jobs=2, limit_s=30.0)
 
 
-def test_every_copy_is_usable_or_has_a_reason_and_no_neighbour_is_lost(damaged, found):
+def test_every_copy_is_usable_or_has_a_reason_and_no_neighbour_is_lost(found):
     copies, rows = found
     assert damaged.wrong(rows, copies) == []
     assert rows.height == NUM_COPIES and rows["usable"].null_count() == 0
@@ -68,13 +56,13 @@ def test_usable_clips_hold_what_they_say(found):
             assert video.frames([0, num_frames - 1]).shape == (2, height, width, 3)
 
 
-def test_each_way_of_damage_is_in_the_sample(damaged, found):
+def test_each_way_of_damage_is_in_the_sample(found):
     copies, rows = found
     assert {copy.kind for copy in copies} == {damaged.WHOLE, *damaged.KINDS}
     assert 0.2 < rows["usable"].mean() < 0.9, "neither all broken nor all harmless"
 
 
-def test_damage_is_done(damaged):
+def test_damage_is_done():
     content = bytes(range(256)) * 40
     for kind in ("truncated", "flipped", "zeroed"):
         for seed in range(20):
