@@ -64,7 +64,7 @@ class TrainSpec(Spec):
     beta2: Fraction = 0.98
     epsilon: float = Field(1e-8, gt=0)
     clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 autocast where the device multiplies it faster
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 autocast where the device has instructions for it
     zero_stage: Literal[0, 1, 2, 3] = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_learning_rate: float = Field(0.02, gt=0, description="of matrices inside blocks, with optimizer = muon")

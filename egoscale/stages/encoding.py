@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.recipe import EncodeRecipe
 from egoscale.robot.demos import LeRobotDataset
-from egoscale.stages.models import device, inference, load, prefers_bf16
+from egoscale.stages.models import device, inference, load
 from egoscale.stages.tokenizing import to_frames
 from egoscale.stages.work import Work
+from egoscale.train.engine import multiplies_bf16
 from egoscale.video.batches import FAILURES
 from egoscale.video.clip_index import BATCH_CLIPS
 from egoscale.video.decode import open_video
@@ -111,7 +112,7 @@ def encode(work: Work) -> dict[str, Any]:
 def _multiplies_bf16(file: Path) -> bool:
     """As this device prefers when the run first starts, and so to its end: latents of one run are of one precision."""
     if not file.is_file():
-        write_json(file, {"bf16": prefers_bf16()})
+        write_json(file, {"bf16": multiplies_bf16(device())})
     return bool(json.loads(file.read_text(encoding="utf-8"))["bf16"])
 
 

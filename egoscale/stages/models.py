@@ -16,7 +16,7 @@ from egoscale.models.policy import ActionSlot, Policy
 from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.stages.work import WEIGHTS
 from egoscale.train.checkpoint import load_weights
-from egoscale.train.engine import bf16_speedup
+from egoscale.train.engine import multiplies_bf16
 
 KINDS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (VideoTokenizer, LatentActionModel, WorldModel, ActionSlot)
@@ -57,12 +57,7 @@ def device() -> torch.device:
 
 @contextmanager
 def inference(bf16: bool | None = None) -> Iterator[None]:
-    """No gradients; bf16 where this device multiplies it clearly faster, or as told."""
-    enabled = prefers_bf16() if bf16 is None else bf16
+    """No gradients; bf16 where this device has instructions for it, or as told."""
+    enabled = multiplies_bf16(device()) if bf16 is None else bf16
     with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=enabled):
         yield
-
-
-def prefers_bf16() -> bool:
-    """Whether this device multiplies bf16 clearly faster. Measured: a busy machine may answer otherwise next time."""
-    return bf16_speedup(device()) > 1.3

@@ -61,24 +61,15 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-@cache
-def bf16_speedup(device: torch.device) -> float:
-    """How many times faster this device multiplies matrices in bf16 than in fp32; measured once, in about 20
-    ms.
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply matrices in bf16: CUDA from compute capability 8 on, x86 with
+    AVX512-BF16 or AMX, ARM with BF16. Without them bf16 is slower than fp32.
 
-    On a GPU the matrices are large: one of 512 takes less time than starting it, in any precision."""
-    size = 4096 if device.type == "cuda" else 512
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.randn(size, size, device=device).to(dtype)
-        times = []
-        for _ in range(4):
-            begin = time.perf_counter()
-            (a @ a).sum().item()  # .item() waits for the device
-            times.append(time.perf_counter() - begin)
-        return min(times[1:])
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
+    Asked, not measured: a machine that is busy for a moment must not train one run of a study in another precision."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _seconds(begun: Any, ended: Any) -> float:
@@ -155,8 +146,8 @@ class Engine:
         self.last_step_skipped = False
         self.forward_s = 0.0  # of the last step, in forward passes
 
-        faster = ranks.from_main(spec.precision == "auto" and bf16_speedup(ranks.device) > 1.3)
-        self.precision = "bf16" if spec.precision == "bf16" or faster else "fp32"
+        can = ranks.from_main(multiplies_bf16(ranks.device))
+        self.precision = "bf16" if spec.precision == "bf16" or (spec.precision == "auto" and can) else "fp32"
         if self.precision == "bf16":
             model.forward = torch.autocast(ranks.device.type, dtype=torch.bfloat16)(model.forward)
 

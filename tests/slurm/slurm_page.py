@@ -34,16 +34,11 @@ SMALL = [
     "latent_action.train.num_steps=10",
     "world.model.blocks.width=64",
     "world.train.num_steps=3",
-    # Two ranks add up two halves of a batch; so does one that takes it in two.
-    "world.train.micro_batch_size=4",
     "finetune.world.blocks.width=64",
     "finetune.train.num_steps=800",
     "finetune.world_train.num_steps=3",
     "evaluate.num_episodes=24",
     "evaluate.num_rollout_clips=0",
-    # Not by measuring which is faster: a busy machine may find otherwise the second time.
-    *(f"{stage}.train.precision=fp32" for stage in ("tokenizer", "latent_action", "world", "finetune")),
-    "finetune.world_train.precision=fp32",
 ]
 
 

@@ -45,7 +45,6 @@ SMALL = [
             f"num_steps={SLOT_STEPS if 'world_train' in table else STEPS}",
             f"save_every_steps={SAVE_EVERY}",
             "log_every_steps=1",
-            'precision="fp32"',  # "auto" measures, and a busy machine may answer otherwise at the next start
         )
     ),
 ]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,17 @@ from egoscale.train.engine import Engine
 from egoscale.train.ranks import Ranks
 
 STAGES = (0, 1, 2, 3)
+
+
+# --- precision ---
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="reads what the processor can from /proc/cpuinfo")
+def test_auto_is_bf16_where_the_processor_has_instructions_for_it(block_run, alone):
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    precision = "bf16" if words & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
+    assert block_run.losses(alone, precision="auto") == block_run.losses(alone, precision=precision)
+    assert block_run.losses(alone, precision="bf16") != block_run.losses(alone, precision="fp32")
 
 
 # --- activation checkpointing ---

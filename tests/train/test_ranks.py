@@ -67,6 +67,10 @@ def test_two_ranks_train_as_one(worker, alone, start, tmp_path):
         assert double[stage] == pytest.approx(single[stage], rel=1e-5)
     half = {s: [line["loss"] for line in worker.trace(tmp_path / f"bf16-{s}")] for s in (1, 2, 3)}
     assert len(half[1]) == 20 and half[1] == half[2] == half[3] and half[1] != double[1]
+    # One rank that takes a batch in two passes adds up what two ranks add up: equal to the last digit.
+    settings = worker.spec(zero_stage=1, micro_batch_size=4, num_steps=20, precision="bf16", clip_norm=1e9)
+    worker.run(tmp_path / "in-two", alone, settings, worker.plain)
+    assert [line["loss"] for line in worker.trace(tmp_path / "in-two")] == half[1]
     # A NaN on rank 1 alone is skipped by both, names its clip, and shifts nothing.
     for stage in (0, 3):
         assert first[f"bad-{stage}"] == second[f"bad-{stage}"] == 1
