@@ -35,7 +35,9 @@ TIMING = re.compile(r".*(_per_s|_s_median|_s_max|_slowest_rank|wait_fraction|mfu
 
 def untimed(found: Any) -> Any:
     """What a stage found, but for how long it took."""
-    return {k: v for k, v in found.items() if not TIMING.fullmatch(k)} if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        return found
+    return {key: untimed(value) for key, value in found.items() if not TIMING.fullmatch(key)}
 
 
 def results(root: Path) -> dict[str, Any]:
