@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import toy_stages
 
-from egoscale.recipe import RecipeError
+from egoscale.recipe import GridSpec, RecipeError
 from egoscale.sweep.plan import Job, Plan, plan
 
 
@@ -160,3 +162,9 @@ def test_labelled_hands_need_the_film() -> None:
 def test_titles_are_for_people() -> None:
     cell = only(plan(toy_stages.sweep()), "evaluate", hours=0.25)
     assert cell.title() == "evaluate latent, 0.25 h, 5 demos, seed 0"
+
+
+def test_the_page_of_concepts_names_every_axis_of_a_grid():
+    page = (Path(__file__).parents[2] / "docs" / "concepts.md").read_text()
+    rows = page.partition("## What a sweep varies")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|.*\| `\w+` \|$", rows, re.MULTILINE) == list(GridSpec.model_fields)
