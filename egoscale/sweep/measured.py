@@ -45,7 +45,7 @@ def finished(root: Path, stage: str, jobs: Mapping[str, Job], most: int = EARLIE
         run = RunFolder(folder / key)
         seconds = run.seconds()
         try:
-            size = jobs[key].weight if key in jobs else weight(run.recipe())
+            size = jobs[key].weight if key in jobs else weight(run.recipe(), run.inputs())
         except (ValueError, OSError):
             continue
         if seconds is not None:

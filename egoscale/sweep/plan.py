@@ -11,6 +11,7 @@ name numbers of scenes, which are other subsets, and sizes of world models.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -41,7 +42,7 @@ class Job:
     @cached_property
     def weight(self) -> float:
         """Rough seconds on one core, to order jobs and to begin the estimate of the time left."""
-        return weight(self.recipe)
+        return weight(self.recipe, self.inputs)
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.key}"
@@ -226,11 +227,12 @@ def _check_cells(sweep: SweepRecipe, name: str) -> None:
         )
 
 
-def weight(recipe: Any) -> float:
-    """Seconds on one core, to an order of magnitude (a laptop's rates; real durations soon replace them)."""
+def weight(recipe: Any, inputs: Collection[str]) -> float:
+    """Seconds on one core, to an order of magnitude, of a run with inputs of these names. The rates are those of
+    `make demo` on a laptop (benchmarks/demo.md); real durations soon replace them."""
 
-    def training(spec: TrainSpec, frames: int) -> float:
-        return spec.num_steps * spec.batch_size * frames * 5e-4
+    def training(spec: TrainSpec, frames: int, seconds_per_frame: float = 1e-3) -> float:
+        return spec.num_steps * spec.batch_size * frames * seconds_per_frame
 
     def size(blocks: BlockSpec) -> float:
         """Weights of the blocks, in those of the rates' model: 3 layers of width 96."""
@@ -244,14 +246,18 @@ def weight(recipe: Any) -> float:
         case "tokenizer":
             return training(recipe.train, recipe.window_frames)
         case "encode":
-            return 30.0
+            return 10.0
         case "latent-action":
             return training(recipe.train, 2)
         case "world":
-            return training(recipe.train, recipe.model.context_frames) * size(recipe.model.blocks)
+            frames = recipe.model.context_frames + recipe.agent_frames
+            return training(recipe.train, frames, 1.6e-3) * size(recipe.model.blocks)
         case "finetune":
-            both = [recipe.train, recipe.world_train] if recipe.world_train else [recipe.train]
-            return sum(training(spec, recipe.world.context_frames) for spec in both) * size(recipe.world.blocks)
+            frozen = "world" in inputs and not recipe.trunk_learning_rate_scale  # then only a head is trained
+            policy = training(recipe.train, 1, 1e-4 if frozen else 1.6e-3)
+            spec = recipe.world_train if "world" in inputs else None
+            slot = training(spec, recipe.world.context_frames, 1.6e-3) if spec else 0.0
+            return (policy + slot) * size(recipe.world.blocks)
         case "evaluate":
-            return float(recipe.num_episodes * 0.1 + 2)
+            return float(recipe.num_episodes * 0.03 + 1)
     return 3.0
