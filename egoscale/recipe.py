@@ -318,6 +318,8 @@ class SubsetRecipe(Spec):
     holdout_participants: Fraction = 0.1
     holdout_scenes: Fraction = 0.1
     holdout_seed: int = 0
+    heldout_participants: tuple[str, ...] | None = None  # held out by name, beside those below the fraction
+    heldout_scenes: tuple[str, ...] | None = None  # where one is named, no smallest one is held out for want of others
     seed: int = 0
     axis: Literal["hours", "scenes", "participants", "hours_per_scene", "hours_per_participant"] = "hours"
     num_groups: int | None = Field(None, gt=0, description="scenes (participants) to draw from: all axes but `hours`")

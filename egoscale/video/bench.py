@@ -127,10 +127,11 @@ def bench(
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: no clip to read, or none that holds such a window.
+        ValueError: no clip to read, or none that holds such a window; a number that is not above 0.
     """
-    if seconds <= 0:
-        raise ValueError(f"seconds = {seconds:g}: above 0")
+    for name, value in (("frames of a window", length), ("frames a second", rate_hz), ("seconds", seconds)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} = {value:g}: above 0")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     table = table_file(table)
     clips, num_clips, hours, source_frames = _sample(table, length, rate_hz, seed)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 from egoscale.recipe import SourceSpec
-from egoscale.video.readers import choose, reader
+from egoscale.video.readers import choose, notes, reader
 from egoscale.video.readers.clip import METADATA_SCHEMA
 from egoscale.video.scorers import LIMIT_S, probe_catalog
-from egoscale.video.scores import open_catalog
+from egoscale.video.scores import PROBE, open_catalog
 
 Progress = Callable[[int, int, str], None]
 Probe = Literal["decode", "none"]
@@ -52,6 +56,9 @@ SCHEMA: dict[str, pl.DataType] = {
     "mean_luma": pl.Float64(),
     "usable": pl.Boolean(),  # null = never probed
     "reason": pl.String(),
+    "original_path": pl.String(),  # of a copy: what it was made of, whose seconds it shares with other copies
+    "original_start_s": pl.Float64(),
+    "original_sha256": pl.String(),
 }
 
 
@@ -81,7 +88,9 @@ def write_catalog(
     """Writes the catalogue of all sources, sorted by clip_id, and returns its path.
 
     A clip that cannot be used is a row with `usable` false and a `reason`. With `probe="none"` only metadata are
-    read: lengths are those that are declared, and `usable` is null where nothing speaks against a clip.
+    read: lengths are those that are declared, and `usable` is null where nothing speaks against a clip. What
+    `egoscale catalog probe` found of an earlier catalogue of that name is taken away once all is decoded anew; with
+    `probe="none"` it stays, and another `probe` decodes what is new or has changed.
 
     Args:
         out: a .parquet file, or a folder for `catalog.parquet`. What a killed build had decoded lies beside it, in
@@ -90,27 +99,67 @@ def write_catalog(
         limit_s: seconds without a sign of life after which a decoder is stopped and its file told unusable.
 
     Raises:
+        BlockingIOError: another process builds this catalogue.
         FileNotFoundError: a source that is not there.
         ValueError: a source without clips, a doubled name of a source or clip, metadata that cannot be read.
     """
     file = out if out.suffix == ".parquet" else out / "catalog.parquet"
     building = file.with_name(f"{file.stem}.building.parquet")
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write_metadata(_named(sources), building)
-    if probe == "none":
-        building.rename(file)
-        return file
-    probe_catalog(building, jobs=jobs, limit_s=limit_s, progress=progress)
-    part = file.with_name(f"{file.name}.part")
-    open_catalog(building).select(*SCHEMA).sink_parquet(part)
-    part.rename(file)
-    shutil.rmtree(building.with_suffix(".scores"), ignore_errors=True)
-    building.unlink()
+    with _alone(file):
+        _write_metadata(_named(sources), building)
+        if probe == "none":
+            building.rename(file)
+            return file
+        probe_catalog(building, jobs=jobs, limit_s=limit_s, progress=progress)
+        part = file.with_name(f"{file.name}.part")
+        open_catalog(building).select(*SCHEMA).sink_parquet(part)
+        part.rename(file)
+        for older in file.with_suffix(".scores").glob(f"{PROBE}-v*"):
+            shutil.rmtree(older)
+        shutil.rmtree(building.with_suffix(".scores"), ignore_errors=True)
+        building.unlink()
     return file
 
 
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Holds the name of a catalogue; the lock ends with the process, however that ends.
+
+    Raises BlockingIOError, with the process that has it.
+    """
+    path = file.with_name(f"{file.stem}.building.lock")
+    while True:
+        with path.open("a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                who = lock.read().strip() or "another process"
+                raise BlockingIOError(
+                    f"{file}: {who} builds this catalogue; wait for it, or give another --out"
+                ) from None
+            if not _is(lock.fileno(), path):  # its last holder has let go of it, and of its name, in between
+                continue
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def chosen_readers(sources: Sequence[SourceSpec]) -> tuple[list[SourceSpec], list[str]]:
-    """The sources with the reader of each, and a line for each that says what was chosen and why.
+    """The sources with the reader of each, and lines that say what was chosen and why, and what is not read.
 
     Raises as `write_catalog`.
     """
@@ -120,6 +169,7 @@ def chosen_readers(sources: Sequence[SourceSpec]) -> tuple[list[SourceSpec], lis
         name, why = choose(root) if source.reader == "auto" else (source.reader, "as asked for")
         specs.append(source.model_copy(update={"reader": name}))
         lines.append(f"{source.name}: reader {name} ({why})")
+        lines += [f"{source.name}: {note}" for note in notes(name, root)]
     return specs, lines
 
 

@@ -5,6 +5,7 @@ Nobody is held out by the number of hours or by the seed of a draw, so one held-
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ KEYS = ("source", "recording_id", "participant_id", "scene_id")
 
 @dataclass(frozen=True)
 class Holdout:
-    """`people` and `scenes` are the names that were drawn.
+    """`people` and `scenes` are the names that were drawn, or that the recipe gives.
 
     groups: clips that no draw tells apart, with `us` (microseconds) and `clips` in each, and `held`. What is like a
         held-out clip is no longer counted in groups that may be trained on.
@@ -43,11 +44,15 @@ def hold_out(clips: pl.DataFrame, recipe: SubsetRecipe) -> Holdout:
     """Held out: a participant (and likewise a scene) whose place in [0, 1) falls below the fraction.
 
     The one with the smallest place is held out in any case, so that a fraction above zero never holds out nobody.
+    Whom the recipe names is held out beside them, whatever the fraction; then there is somebody, and the smallest is
+    held out no more. A recording that names nobody goes by the name `source/recording_id`.
     With a participant or a scene go all their clips, and the other clips of the same recordings. A clip that names
     nobody is held out or not with its recording: there must be something to validate on.
 
     clips: KEYS, the columns of strata and `duplicate_group` (texts as categories), with `us`, and `hashed` (whether its
         likes were looked for; null where nobody did).
+
+    Raises ValueError for a name in the recipe that no clip has.
     """
     keys = list(dict.fromkeys([*KEYS, *recipe.stratify]))
     group, firsts = grouped([clips[key] for key in keys])
@@ -94,12 +99,21 @@ def grouped(columns: Sequence[pl.Series]) -> tuple[Ints, Ints]:
 
 
 def _drawn(columns: Sequence[pl.Series], kind: str, fraction: float, recipe: SubsetRecipe) -> list[str]:
-    if fraction <= 0:
+    key = f"heldout_{kind.removesuffix('_id')}s"
+    given = set(getattr(recipe, key) or ())
+    if fraction <= 0 and not given:
         return []
     names = sorted({name for column in columns for name in column.drop_nulls().unique().cast(pl.String)})
+    for unknown in sorted(given.difference(names)):
+        near = difflib.get_close_matches(unknown, names, n=1)
+        raise ValueError(
+            f"{key} names {unknown!r}, and no selected clip does"
+            + (f" (did you mean {near[0]!r}?)" if near else "")
+            + ": correct the name, or take it out"
+        )
     place = dict(zip(names, places(recipe.holdout_seed, kind, names), strict=True))
-    smallest = min(names, key=place.__getitem__, default=None)
-    return [one for one in names if place[one] < fraction or one == smallest]
+    smallest = None if given else min(names, key=place.__getitem__, default=None)
+    return [one for one in names if place[one] < fraction or one == smallest or one in given]
 
 
 def _categories(names: list[str]) -> pl.Series:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import polars as pl
 
+from egoscale.video.holdout import HOUR_US
+from egoscale.video.hours_ledger import microseconds
+from egoscale.video.overlap import in_original, unique_microseconds
+
+UNIQUE_US = "unique_us"  # microseconds of a clip that no earlier clip of its file covers
 # Never added up: hours that were decoded, and hours that are only declared.
 HOURS = [
-    (pl.col("duration_s").filter("usable").sum() / 3600).alias("hours"),
-    (pl.col("duration_s").filter(pl.col("usable").is_null()).sum() / 3600).alias("declared hours"),
+    (pl.col(UNIQUE_US).filter("usable").sum() / HOUR_US).alias("hours"),
+    (pl.col(UNIQUE_US).filter(pl.col("usable").is_null()).sum() / HOUR_US).alias("declared hours"),
 ]
 COUNTS = [
     pl.col("usable").sum().alias("usable"),
@@ -25,8 +30,10 @@ def catalog_tables(catalog: pl.DataFrame | pl.LazyFrame) -> dict[str, pl.DataFra
     participants and scenes they come from. "licence", "participant", "scene", "task": hours and clips of those that
     are usable or were never probed. "not by decord": why another decoder reads clips, and how many. "not usable": each
     reason with its clips, their hours as far as they are known, and one of them.
+
+    Where clips of a file share seconds, these are hours of the first of them alone.
     """
-    clips = catalog.lazy()
+    clips = pl.concat([catalog.lazy(), _unique(catalog.lazy()).lazy()], how="horizontal")
     people = [
         pl.col("recording_id").n_unique().alias("recordings"),
         pl.col("participant_id").drop_nulls().n_unique().alias("participants"),
@@ -52,6 +59,21 @@ def catalog_tables(catalog: pl.DataFrame | pl.LazyFrame) -> dict[str, pl.DataFra
     )
     tables = dict(zip(queries, pl.collect_all(list(queries.values()), engine="streaming"), strict=True))
     return {title: _ordered(table) for title, table in tables.items()}
+
+
+def _unique(catalog: pl.LazyFrame) -> pl.DataFrame:
+    """UNIQUE_US of each clip, row for row; what was decoded and what is only declared never cover each other."""
+    clips = in_original(catalog).select(
+        pl.col("path").cast(pl.Categorical).to_physical().alias("file"),
+        "usable",
+        start_us=microseconds("start_s"),
+        us=microseconds("duration_s"),
+    )
+    rows = clips.collect(engine="streaming").with_row_index("row")
+    kept = rows.filter(pl.col("usable").fill_null(True), pl.col("file").is_not_null())
+    pieces = kept.select("row", "start_us", "us", file=2 * pl.col("file").cast(pl.Int64) + pl.col("usable").is_null())
+    found = rows.join(unique_microseconds(pieces), on="row", how="left", maintain_order="left")
+    return found.select(pl.coalesce(UNIQUE_US, "us"))
 
 
 def _ordered(table: pl.DataFrame) -> pl.DataFrame:

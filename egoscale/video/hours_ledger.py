@@ -14,6 +14,7 @@ import polars as pl
 
 from egoscale.video.holdout import HOUR_US
 from egoscale.video.rules import USABLE, not_usable
+from egoscale.video.scores import OUTDATED
 
 MANY_REASONS = 50
 Total = dict[str, float]
@@ -145,6 +146,13 @@ def notes_on(catalog: pl.LazyFrame, clips: pl.DataFrame) -> list[str]:
     unknown = catalog.select(pl.col("duration_s").null_count()).collect(engine="streaming").item()
     if unknown:
         notes.append(f"{unknown} clips have no known length: their hours stand nowhere in this ledger")
+    schema = catalog.collect_schema()
+    reasons = [name for name, kind in schema.items() if name.endswith("_reason") and kind == pl.String]
+    outdated = pl.any_horizontal(pl.lit(False), *(pl.col(name).eq_missing(pl.lit(OUTDATED)) for name in reasons)).sum()
+    if count := catalog.filter(~not_usable()).select(outdated).collect(engine="streaming").item():
+        notes.append(
+            f"{count} clips have scores {OUTDATED}, and count as not scored: `egoscale catalog score` scores them anew"
+        )
     many = pl.col("file").is_not_null() & (pl.len().over("file") > 1)
     shared = clips.select(shared=pl.col("rule").is_null() & many).lazy()
     pieces = pl.concat([catalog.select("path", "source", "recording_id"), shared], how="horizontal").filter("shared")

@@ -5,6 +5,14 @@ from __future__ import annotations
 import polars as pl
 
 
+def in_original(catalog: pl.LazyFrame) -> pl.LazyFrame:
+    """With `path` and `start_s` of what copies were made of: copies of pieces are files of their own, and share the
+    seconds that the pieces shared."""
+    names = catalog.collect_schema().names()
+    own = [name for name in ("path", "start_s") if f"original_{name}" in names]
+    return catalog.with_columns(pl.coalesce(f"original_{name}", name).alias(name) for name in own)
+
+
 def unique_microseconds(pieces: pl.DataFrame) -> pl.DataFrame:
     """`row` and `unique_us`, the microseconds of a piece that no earlier piece of its file covers.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite, isnan
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,8 @@ def probe_clips(path: Path, spans: Sequence[Span]) -> list[FileProbe]:
 
 def _probe(video: Video, spans: Sequence[Span], size: int, digest: str) -> list[FileProbe]:
     info = video.probe()
-    parts = [clip_frames(video, span) for span in spans]
+    faults = [_fault(span, info) for span in spans]
+    parts = [clip_frames(video, span) for span, fault in zip(spans, faults, strict=True) if fault is None]
     runs = [_decode(video, first, end) for first, end in _merged(parts)]
     whole = unreadable(size, digest, "")
     whole = replace(
@@ -103,7 +105,22 @@ def _probe(video: Video, spans: Sequence[Span], size: int, digest: str) -> list[
         decoder=video.decoder,
         decoder_reason=video.decoder_reason,
     )
-    return [_of_clip(whole, info, part, runs) for part in parts]
+    known = iter(parts)  # one for each span without a fault
+    return [
+        _of_clip(whole, info, next(known), runs) if fault is None else replace(whole, reason=fault) for fault in faults
+    ]
+
+
+def _fault(span: Span, info: StreamInfo) -> str | None:
+    """Why a span can be none of this file, whatever its frames are; None where it may be."""
+    start_s, duration_s = span
+    if not isfinite(start_s):
+        return f"the clip begins at {start_s} s, which is no time"
+    if round(start_s * info.fps_num / info.fps_den) < 0:
+        return f"the clip begins at {start_s:.2f} s, before its file"
+    if duration_s is not None and isnan(duration_s):
+        return "the clip has no length: nan s"
+    return None
 
 
 Part = tuple[int, int]  # frames [first, end) of a file; an end of NEVER = to the end, wherever that proves to be
@@ -121,7 +138,7 @@ def clip_frames(video: Video, span: Span) -> Part:
             return round(seconds * rate)
         return int(np.searchsorted(times_s, seconds - 0.5 * np.median(np.diff(times_s))))
 
-    first = frame_at(start_s) if start_s else 0
+    first = min(frame_at(start_s), NEVER) if start_s else 0
     if duration_s is None or not rate or start_s + duration_s >= info.duration_s:
         return first, NEVER
     return first, frame_at(start_s + duration_s)

@@ -32,6 +32,11 @@ def not_usable() -> pl.Expr:
     return (~pl.col("usable")).fill_null(pl.col("reason").is_not_null())
 
 
+def measured(column: str) -> pl.Expr:
+    """The numbers of a column; null where nobody measured, or NaN came of it, which is beyond no limit."""
+    return pl.col(column).cast(pl.Float64).fill_nan(None)
+
+
 def rules_of(recipe: SelectRecipe, columns: Mapping[str, pl.DataType]) -> list[Rule]:
     """The rules of a recipe for a catalogue with these columns, but for duplicates, which are found among clips.
 
@@ -78,7 +83,7 @@ def with_columns_of(catalog: pl.LazyFrame, specs: Sequence[ColumnSpec]) -> pl.La
     for file in dict.fromkeys(spec.file for spec in specs if spec.file):
         before = catalog.collect_schema().names()
         wanted = [spec.column for spec in specs if spec.file == file]
-        joined = join_columns(catalog, Path(file))
+        joined = join_columns(catalog, Path(file), wanted)
         added = [column for column in joined.collect_schema().names() if column not in before]
         for column in wanted:
             if column not in added:
@@ -95,9 +100,9 @@ def files_of(specs: Sequence[ColumnSpec]) -> list[dict[str, Any]]:
 
 def _limits(column: str, limit: LimitSpec | None) -> Iterator[Rule]:
     if limit is not None and limit.min is not None:
-        yield Rule(f"min_{column}", pl.col(column).cast(pl.Float64) < limit.min, column)
+        yield Rule(f"min_{column}", measured(column) < limit.min, column)
     if limit is not None and limit.max is not None:
-        yield Rule(f"max_{column}", pl.col(column).cast(pl.Float64) > limit.max, column)
+        yield Rule(f"max_{column}", measured(column) > limit.max, column)
 
 
 def _known(column: str, columns: Mapping[str, pl.DataType], key: str) -> None:

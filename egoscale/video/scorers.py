@@ -143,8 +143,8 @@ def not_scored(item: FileClips, reason: str) -> list[Row]:
 
 PICTURE = Scorer(
     name="picture",
-    version=1,
-    needs=("start_s", "duration_s", "first_frame", "num_frames", "fps_num", "fps_den", "decoder", "usable"),
+    version=2,
+    needs=("start_s", "duration_s", "first_frame", "num_frames", "fps_num", "fps_den", "decoder", "usable", "sha256"),
     schema={
         "underexposed_fraction": pl.Float64(),
         "overexposed_fraction": pl.Float64(),

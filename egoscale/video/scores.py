@@ -2,29 +2,30 @@
 
 `catalog.parquet` is followed by `catalog.scores/<scorer>-v<version>/part-<i>-of-<n>.parquet`. A table of scores is
 never changed: a better scorer is a higher version, and the highest is read. What `egoscale catalog probe` finds lies
-there too; its columns take the place of those that were only declared.
+there too; its columns take the place of those that were only declared, of clips that the catalogue itself knows
+nothing of. Scores that name the bytes they were made of hold for these bytes alone: of a clip whose file is another
+by now they are null.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from polars import selectors
 
 PROBE = "probe"
 INPUT_KEY = "input_key"  # tells of what a row was computed; of no interest to readers
+CONTENT = "sha256"  # of the catalogue: the bytes of a clip's file
+MADE_OF = "made_of_sha256"  # what CONTENT was when a row was computed
+OUTDATED = "made of other bytes than the file has now"
 SCORER = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)-v(?P<version>\d+)")
 PART = re.compile(r"part-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
-READERS: dict[str, Callable[[Path], pl.LazyFrame]] = {
-    ".parquet": pl.scan_parquet,
-    # Names are read as they stand: 000017 is no number.
-    ".csv": lambda file: pl.scan_csv(file, schema_overrides={"clip_id": pl.String}, infer_schema_length=10_000),
-    ".jsonl": pl.scan_ndjson,
-    ".ndjson": pl.scan_ndjson,
-}
+TEXTS = (".csv", ".jsonl", ".ndjson")  # tables whose numbers are written out, and read by `_numbers`
+UNMEASURED = ("", "nan", "na", "n/a", "null", "none")  # what stands in them where nobody measured, in any case
 
 
 @dataclass(frozen=True)
@@ -80,52 +81,89 @@ def open_catalog(path: Path, partial: bool = False, scorers: Collection[str] | N
         parts = _parts(folder, partial) if scorers is None or name in scorers else []
         if not parts:
             continue
-        scores = pl.scan_parquet(parts).drop(INPUT_KEY, strict=False)
-        added = [column for column in scores.collect_schema().names() if column != "clip_id"]
+        scores = pl.scan_parquet(parts)
+        of_bytes = MADE_OF in scores.collect_schema() and CONTENT in columns
+        scores = scores.drop(INPUT_KEY, *(() if of_bytes else (MADE_OF,)), strict=False)
+        added = [column for column in scores.collect_schema().names() if column not in ("clip_id", MADE_OF)]
         if name == PROBE:
             catalog = _probed(catalog, columns, scores, added)
         else:
             if twice := [column for column in added if column in columns]:
                 raise ValueError(f"{folder}: column {twice[0]!r} is in the catalogue or another scorer already")
             catalog = catalog.join(scores, on="clip_id", how="left", maintain_order="left")
+        if of_bytes:
+            catalog = _of_these_bytes(catalog, name, added)
         columns += [column for column in added if column not in columns]
     return catalog
 
 
-def join_columns(catalog: pl.LazyFrame, file: Path) -> pl.LazyFrame:
+def join_columns(catalog: pl.LazyFrame, file: Path, numbers: Collection[str] = ()) -> pl.LazyFrame:
     """A catalogue with the columns of a table made elsewhere, joined by `clip_id`: hand visibility, captions, ….
 
     Args:
         file: .parquet, .csv or .jsonl with a column `clip_id`, each clip at most once. Clips that it does not name
             have nulls.
+        numbers: columns that are numbers. Of a CSV all others are texts. NaN and words for it are nulls.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, no `clip_id`, a clip twice, a column that the catalogue has, or no clip of
-            the catalogue in it.
+        ValueError: another kind of file, no `clip_id`, a clip twice, a column that the catalogue has, no clip of the
+            catalogue in it, or a number that is none.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such table of columns")
-    if file.suffix.lower() not in READERS:
-        raise ValueError(f"{file}: tables are read from {', '.join(READERS)}")
+    if file.suffix.lower() not in (".parquet", *TEXTS):
+        raise ValueError(f"{file}: tables are read from .parquet, {', '.join(TEXTS)}")
     try:
-        table = READERS[file.suffix.lower()](file)
+        table = _table(file, numbers)
         added = table.collect_schema().names()
+        table = table.with_columns(pl.col("clip_id").cast(pl.String)) if "clip_id" in added else table
+        ids = table.select(pl.col("clip_id") if "clip_id" in added else pl.lit(None)).collect().to_series()
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{file}: not a table that can be read ({str(error).splitlines()[0]})") from None
     if "clip_id" not in added:
         raise ValueError(f"{file}: no column `clip_id` to join by; it has {', '.join(added[:8])}")
     if both := sorted((set(added) & set(catalog.collect_schema().names())) - {"clip_id"}):
         raise ValueError(f"{file}: the catalogue has a column {both[0]!r} already; give yours another name")
-    table = table.with_columns(pl.col("clip_id").cast(pl.String))
-    ids = table.select("clip_id").collect()["clip_id"]
     if ids.n_unique() < len(ids):
         raise ValueError(f"{file}: clip {ids.filter(ids.is_duplicated()).min()!r} stands in it more than once")
     known = catalog.select("clip_id").join(ids.to_frame().lazy(), on="clip_id", how="semi")
     if len(ids) and not known.select(pl.len()).collect().item():
         example = catalog.select(pl.col("clip_id").first()).collect().item()
         raise ValueError(f"{file}: not one clip of the catalogue: it names {ids[0]!r}, the catalogue {example!r}")
+    if file.suffix.lower() in TEXTS:
+        table = _numbers(file, table, [column for column in added if column in numbers])
+    table = table.with_columns(selectors.float().fill_nan(None))
     return catalog.join(table, on="clip_id", how="left", maintain_order="left")
+
+
+def _table(file: Path, numbers: Collection[str]) -> pl.LazyFrame:
+    """The table, with the text of its ids (000017 is no number) and of its numbers where they are written out."""
+    if file.suffix.lower() == ".parquet":
+        return pl.scan_parquet(file)
+    if file.suffix.lower() == ".csv":
+        return pl.scan_csv(file, infer_schema=False)
+    rows = pl.scan_ndjson(file)
+    there = [column for column in ("clip_id", *numbers) if column in rows.collect_schema()]
+    return pl.scan_ndjson(file, schema_overrides=dict.fromkeys(there, pl.String()))
+
+
+def _numbers(file: Path, table: pl.LazyFrame, columns: Collection[str]) -> pl.LazyFrame:
+    """These columns as numbers. Raises ValueError for a text that is neither a number nor a word for none."""
+    for column in columns:
+        text = pl.col(column).str.strip_chars()
+        plain = text.str.to_lowercase()
+        known = pl.when(~plain.is_in(UNMEASURED)).then(text.replace({"true": "1", "false": "0"}))
+        wrong = known.is_not_null() & known.cast(pl.Float64, strict=False).is_null()
+        bad = table.with_row_index("row", 1).filter(wrong).select("row", "clip_id", column).first().collect()
+        if bad.height:
+            row, clip, value = bad.row(0)
+            raise ValueError(
+                f"{file}: column {column!r}, row {row} (clip {clip!r}): {value!r} is not a number, which limits need;"
+                " leave it empty where nobody measured"
+            )
+        table = table.with_columns(known.cast(pl.Float64, strict=False).alias(column))
+    return table
 
 
 def catalog_file(path: Path) -> Path:
@@ -169,9 +207,13 @@ def _parts(folder: Path, partial: bool) -> list[Path]:
 
 
 def _probed(catalog: pl.LazyFrame, columns: list[str], scores: pl.LazyFrame, added: list[str]) -> pl.LazyFrame:
-    """What was probed takes the place of what was declared, for the clips that were."""
+    """What was probed takes the place of what was declared, for the clips that were.
+
+    A clip that a build has decoded, or that has a reason, is as the catalogue says: it is younger than the probe.
+    """
     found = scores.rename({column: f"{column}:probed" for column in added}).with_columns(pl.lit(True).alias(":probed"))
     joined = catalog.join(found, on="clip_id", how="left", maintain_order="left")
+    joined = joined.with_columns(pl.col(":probed") & pl.col("usable").is_null() & pl.col("reason").is_null())
     replaced = [
         pl.when(pl.col(":probed")).then(pl.col(f"{column}:probed")).otherwise(pl.col(column)).alias(column)
         if column in columns
@@ -179,3 +221,12 @@ def _probed(catalog: pl.LazyFrame, columns: list[str], scores: pl.LazyFrame, add
         for column in added
     ]
     return joined.with_columns(replaced).drop(":probed", *(f"{column}:probed" for column in added))
+
+
+def _of_these_bytes(catalog: pl.LazyFrame, scorer: str, added: list[str]) -> pl.LazyFrame:
+    """Without the scores of clips whose file is another than the one they were made of; the scorer's reason says so."""
+    scored = pl.col(MADE_OF).is_not_null() | pl.any_horizontal(pl.col(added).is_not_null())
+    outdated = scored & ~pl.col(MADE_OF).eq_missing(pl.col(CONTENT))
+    told = {f"{scorer}_reason": pl.lit(OUTDATED)}
+    kept = [pl.when(outdated).then(told.get(column)).otherwise(pl.col(column)).alias(column) for column in added]
+    return catalog.with_columns(kept).drop(MADE_OF)

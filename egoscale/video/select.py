@@ -18,8 +18,8 @@ import polars as pl
 from egoscale.recipe import SelectRecipe
 from egoscale.video.hours_ledger import duplicates_in, ledger_of, microseconds, notes_on, reasons_of, tally, totals
 from egoscale.video.likeness import exact_duplicates, near_duplicates
-from egoscale.video.overlap import unique_microseconds
-from egoscale.video.rules import EXACT, NEAR, Rule, files_of, rules_of, with_columns_of
+from egoscale.video.overlap import in_original, unique_microseconds
+from egoscale.video.rules import EXACT, NEAR, Rule, files_of, measured, rules_of, with_columns_of
 
 SELECTION, LEDGER, DATASHEET = "selection.parquet", "ledger.json", "datasheet.html"
 HEAVY = ("frame_hashes",)  # served the search for near-duplicates, and no later stage
@@ -111,12 +111,8 @@ def _looked_at(catalog: pl.LazyFrame, rules: Sequence[Rule]) -> pl.DataFrame:
 
     `rule` is the first that it breaks, by its place among them.
     """
-    if "original_path" in catalog.collect_schema():
-        # Copies of pieces are files of their own, and share the seconds that the pieces shared.
-        own = {name: pl.coalesce(f"original_{name}", name) for name in ("path", "start_s")}
-        catalog = catalog.with_columns(**own)
-    unscored = [pl.lit(False) if rule.score is None else pl.col(rule.score).is_null() for rule in rules]
-    columns = catalog.select(
+    unscored = [pl.lit(False) if rule.score is None else measured(rule.score).is_null() for rule in rules]
+    columns = in_original(catalog).select(
         "clip_id",
         pl.col("source").cast(pl.Categorical),
         _bits([rule.broken for rule in rules]).alias("broken"),

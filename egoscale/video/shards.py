@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import polars as pl
 
-from egoscale.video.scores import INPUT_KEY, Shard, part_path
+from egoscale.video.scores import CONTENT, INPUT_KEY, MADE_OF, Shard, part_path
 from egoscale.video.workers import Lost, each
 
 SYNC_EVERY_S = 1.0  # a killed process loses no note, a machine that goes down those of a second
@@ -45,7 +45,7 @@ class Scorer:
 
     name: str
     version: int
-    needs: tuple[str, ...]  # columns of the catalogue
+    needs: tuple[str, ...]  # columns of the catalogue; with CONTENT, its rows tell of which bytes they were made
     schema: Mapping[str, pl.DataType]
     score: Callable[[FileClips], list[Row]]  # a row for each clip, in order
     lost: Callable[[FileClips, str], list[Row]]  # the same, of a file that took its process down, with the reason
@@ -81,6 +81,8 @@ def run_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = _keyed(_of_shard(catalog.select("clip_id", "path", *scorer.needs), shard), scorer)
     schema = {"clip_id": pl.String(), **scorer.schema, INPUT_KEY: pl.String()}
+    if CONTENT in scorer.needs:
+        schema[MADE_OF] = pl.String()
     with _notes(path.with_suffix(".notes.jsonl")) as notes:
         known = _known(path, Path(notes.name), schema)
         waiting = wanted.join(known, on=["clip_id", INPUT_KEY], how="anti")
@@ -174,6 +176,7 @@ def _whole_lines(path: Path) -> int:
 def _note(notes: IO[str], item: FileClips, rows: Sequence[Row]) -> None:
     for clip, row in zip(item.clips, rows, strict=True):
         key = {"clip_id": clip["clip_id"], INPUT_KEY: clip[INPUT_KEY]}
+        key |= {MADE_OF: clip[CONTENT]} if CONTENT in clip else {}
         notes.write(json.dumps({**key, **row}, allow_nan=False) + "\n")
     notes.flush()
 

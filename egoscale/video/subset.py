@@ -7,9 +7,10 @@ for each group of clips that a draw cannot tell apart (a recording, mostly); the
 What is guaranteed when data are added and the recipe stays: units of one stratum keep their order among each other,
 always. Across strata it may shift, for a unit's place is the share of its stratum before it, and a stratum that grows
 moves its units towards the front; without `stratify` nothing moves at all. Whoever is held out by falling below the
-fraction stays held out; the one held out because nobody fell below it may be relieved by a newcomer. (All this as
-long as old recordings gain no clip of a held-out person or place, and old clips are no near-duplicates of new
-held-out ones.)
+fraction stays held out; the one held out because nobody fell below it may be relieved by a newcomer, unless
+`heldout_participants` and `heldout_scenes` of the recipe name whom an earlier draw held out: then nobody who was held
+out is ever trained on. (All this as long as old recordings gain no clip of a held-out person or place, and old clips
+are no near-duplicates of new held-out ones.)
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from egoscale.recipe import SubsetRecipe
 from egoscale.video.designs import schedule
 from egoscale.video.holdout import DUPLICATE, HOUR_US, KEYS, Holdout, hold_out
 from egoscale.video.pool import RESERVED, Pool, clips_without
-from egoscale.video.unit_order import Ints, prefix
+from egoscale.video.unit_order import Ints, places, prefix
 
 SLICE = 250_000  # clip ids hashed at a time
 
@@ -77,8 +78,8 @@ def draw_subsets(
             `unique_s`, or where there is no such column, `duration_s`.
         hours, seeds, groups: in place of the recipe's; every combination is drawn.
 
-    Raises ValueError where the selection is empty, a stratum names no column, a clip stands twice, or fewer hours
-    (or scenes) are there than asked.
+    Raises ValueError where the selection is empty, a stratum names no column, a clip stands twice, no clip has a name
+    that is to be held out, or fewer hours (or scenes) are there than asked.
     """
     sizes = tuple(
         recipe.model_copy(update={"hours": float(h), "seed": s, "num_groups": n})
@@ -166,12 +167,18 @@ class Draws:
         }
 
     def _heldout(self, heldout_hash: str) -> dict[str, Any]:
-        held = self.held.groups.filter("held")
+        held, recipe = self.held.groups.filter("held"), self.sizes[0]
         named = set(self.held.groups["participant_id"].drop_nulls().unique())
+        nameless = [one for one in self.held.people if one not in named]
+        at = places(recipe.holdout_seed, "participant_id", nameless)
         return {
             "heldout_hours": int(held["us"].sum()) / HOUR_US,
             "heldout_clips": int(held["clips"].sum()),
             "heldout_participants": sorted(set(self.held.people) & named),
+            # Recordings without a participant that no fraction holds, as `heldout_participants` of a recipe takes them.
+            "heldout_unnamed": [
+                one for one, place in zip(nameless, at, strict=True) if place >= recipe.holdout_participants
+            ],
             "heldout_recordings": held.select("source", "recording_id").n_unique(),
             "heldout_scenes": self.held.scenes,
             "heldout_hash": heldout_hash,

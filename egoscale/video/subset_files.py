@@ -35,12 +35,15 @@ def write_subsets(
 ) -> pl.DataFrame:
     """Draws every combination of hours, seeds (and numbers of scenes) into a folder of its own under `out`.
 
+    What is asked for twice is drawn once.
+
     In each: manifest.parquet and heldout.parquet with the selection's columns, and subset.json, which comes last: a
     folder without it is not done. `out/subsets.csv` is the table over all that `out` holds, and is returned.
 
-    Raises ValueError as `draw_subsets` does, and where `out` holds subsets with another held-out set.
+    Raises ValueError as `draw_subsets` and `write_draws` do, and where `out` holds subsets with another held-out set.
     """
-    draws = draw_subsets(selection, recipe, hours, seeds, groups)
+    once = (tuple(dict.fromkeys(hours)), tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(groups)))
+    draws = draw_subsets(selection, recipe, *once)
     folders = [out / folder_name(size) for size in draws.sizes]
     others = {
         file.parent.name: read_summary(file.parent)
@@ -67,7 +70,11 @@ def write_draws(
 
     The selection is read once for every eight sizes, and streamed: memory does not grow with the clips. Nothing that
     was there is replaced before all is written. `others`: summaries that must have the same held-out clips.
+
+    Raises ValueError where two sizes would lie in one folder.
     """
+    if twice := [folder for folder in folders if list(folders).count(folder) > 1]:
+        raise ValueError(f"{twice[0]}: two of the sizes have this folder: hours, seeds and groups must differ by more")
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(folders), AT_ONCE):

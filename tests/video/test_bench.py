@@ -76,8 +76,14 @@ def test_a_clip_that_breaks_is_named_and_the_rest_is_measured(catalog, tmp_path)
 def test_what_cannot_be_measured_is_said(catalog, tmp_path):
     with pytest.raises(ValueError, match=r"no clip holds a window of 400 frames at 5 fps \(80 s\)"):
         bench(catalog, length=400)
-    with pytest.raises(ValueError, match="seconds = 0"):
-        bench(catalog, seconds=0)
+    for wrong, said in (
+        ({"seconds": 0}, "seconds = 0: above 0"),
+        ({"length": 0}, "frames of a window = 0: above 0"),
+        ({"rate_hz": 0.0}, "frames a second = 0: above 0"),
+        ({"rate_hz": float("nan")}, "frames a second = nan: above 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            bench(catalog, **wrong)
     nothing = table(tmp_path, [{"clip_id": "a", "path": "a.mp4", "num_frames": 9, "usable": False}])
     with pytest.raises(ValueError, match=r"no clip to read.*egoscale catalog probe"):
         bench(nothing)

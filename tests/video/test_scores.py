@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egoscale.video.scores import Shard, catalog_file, join_columns, open_catalog, part_path
+from egoscale.video.scores import OUTDATED, Shard, catalog_file, join_columns, open_catalog, part_path
 
 
 @pytest.fixture
@@ -49,6 +49,27 @@ def test_what_was_probed_takes_the_place_of_what_was_declared(catalog):
     assert found["b"]["reason"] == "not listed" and found["c"]["reason"] == "the file is empty (0 bytes)"
     assert found["d"]["pixels"] == 7, "a column that the catalogue has not"
     assert "input_key" not in found["a"]
+
+
+def test_what_a_build_decoded_is_younger_than_a_probe(catalog):
+    write(catalog, "probe", 1, 0, 1, clip_id=["a", "b", "d"], duration_s=[0.0, 1.0, 29.5],
+          usable=[False, True, True], reason=["the file is empty (0 bytes)", None, None])  # fmt: skip
+    found = rows(open_catalog(catalog))
+    assert (found["a"]["usable"], found["a"]["reason"], found["a"]["duration_s"]) == (True, None, 10.0)
+    assert (found["b"]["usable"], found["b"]["reason"]) == (False, "not listed")
+    assert found["d"]["duration_s"] == 29.5, "what was never decoded is as the probe says"
+
+
+def test_scores_hold_for_the_bytes_they_were_made_of(catalog):
+    pl.read_parquet(catalog).with_columns(sha256=pl.Series(["a1", "b1", None, None])).write_parquet(catalog)
+    write(catalog, "probe", 1, 0, 1, clip_id=["c", "d"], sha256=["c1", "d2"], usable=[True, True], reason=[None, None])
+    write(catalog, "picture", 2, 0, 1, clip_id=["a", "c", "d"], sharpness=[0.1, 0.3, 0.4],
+          picture_reason=[None] * 3, made_of_sha256=["a0", "c1", None])  # fmt: skip
+    found = rows(open_catalog(catalog))
+    assert [found[clip]["sharpness"] for clip in found] == [None, None, 0.3, None]
+    reasons = [found[clip]["picture_reason"] for clip in found]
+    assert reasons == [OUTDATED, None, None, OUTDATED], "b was never scored, which is no reason"
+    assert "made_of_sha256" not in found["a"]
 
 
 def test_the_newest_version_of_every_scorer_is_read(catalog):
@@ -115,7 +136,7 @@ def test_columns_made_elsewhere_join_by_clip(catalog, tmp_path, suffix):
     )
     file = tmp_path / f"hands{suffix}"
     {".parquet": made.write_parquet, ".csv": made.write_csv, ".jsonl": made.write_ndjson}[suffix](file)
-    found = rows(join_columns(open_catalog(catalog), file))
+    found = rows(join_columns(open_catalog(catalog), file, ["hand_visibility"]))
     assert list(found) == ["a", "b", "c", "d"]
     assert [found[clip]["hand_visibility"] for clip in found] == [1.0, None, None, 0.5]
     assert found["d"]["caption"] == "x"
@@ -126,7 +147,39 @@ def test_clip_ids_that_look_like_numbers_join(make_catalog, tmp_path):
     file = tmp_path / "catalog.parquet"
     make_catalog(clip_id=["000017", "000018"]).write_parquet(file)
     (tmp_path / "hands.csv").write_text("hands,clip_id\n0.5,000018\n")
-    assert rows(join_columns(open_catalog(file), tmp_path / "hands.csv"))["000018"]["hands"] == 0.5
+    assert rows(join_columns(open_catalog(file), tmp_path / "hands.csv", ["hands"]))["000018"]["hands"] == 0.5
+
+
+@pytest.mark.parametrize("word", ["", "nan", "NaN", "NA", "n/a", " null ", "None"])
+def test_what_nobody_measured_is_null_in_a_table_of_texts(catalog, tmp_path, word):
+    (tmp_path / "hands.csv").write_text(f"clip_id,hands\na,0.5\nc,{word}\nd,true\n")
+    found = rows(join_columns(open_catalog(catalog), tmp_path / "hands.csv", ["hands"]))
+    assert [found[clip]["hands"] for clip in found] == [0.5, None, None, 1.0]
+
+
+def test_nan_is_null_in_a_table_of_numbers(catalog, tmp_path):
+    pl.DataFrame({"clip_id": ["a", "c"], "hands": [0.5, float("nan")]}).write_parquet(tmp_path / "hands.parquet")
+    found = rows(join_columns(open_catalog(catalog), tmp_path / "hands.parquet", ["hands"]))
+    assert [found[clip]["hands"] for clip in found] == [0.5, None, None, None]
+
+
+@pytest.mark.parametrize("suffix, late", [(".csv", "d,0.5"), (".jsonl", '{"clip_id": "d", "hands": 0.5}')])
+def test_whole_numbers_may_be_followed_by_others_at_any_length(catalog, tmp_path, suffix, late):
+    before = [("x{},1" if suffix == ".csv" else '{{"clip_id": "x{}", "hands": 1}}').format(i) for i in range(11_000)]
+    lines = ["clip_id,hands"] * (suffix == ".csv") + before + [late]
+    (tmp_path / f"hands{suffix}").write_text("\n".join(lines) + "\n")
+    assert rows(join_columns(open_catalog(catalog), tmp_path / f"hands{suffix}", ["hands"]))["d"]["hands"] == 0.5
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_what_is_neither_a_number_nor_missing_is_refused_by_its_place(catalog, tmp_path, suffix):
+    made = pl.DataFrame({"clip_id": ["a", "c", "d"], "hands": ["0.5", "0,7", "lots"]})
+    file = tmp_path / f"hands{suffix}"
+    {".csv": made.write_csv, ".jsonl": made.write_ndjson}[suffix](file)
+    said = rf"hands\{suffix}: column 'hands', row 2 \(clip 'c'\): '0,7' is not a number"
+    with pytest.raises(ValueError, match=said):
+        join_columns(open_catalog(catalog), file, ["hands"])
+    assert rows(join_columns(open_catalog(catalog), file))["d"]["hands"] == "lots", "a text, where no number is wanted"
 
 
 @pytest.mark.parametrize(
@@ -137,6 +190,7 @@ def test_clip_ids_that_look_like_numbers_join(make_catalog, tmp_path):
         ("a.csv", "clip_id,duration_s\na,1\n", "has a column 'duration_s' already"),
         ("a.csv", "clip_id,hands\nx/a.mp4,1\n", "not one clip of the catalogue: it names 'x/a.mp4', the catalogue 'a'"),
         ("a.parquet", "no parquet", "not a table that can be read"),
+        ("a.jsonl", '{"clip_id": "a", "hands": NaN}\n', "not a table that can be read"),
         ("a.xlsx", "?", r"tables are read from \.parquet, \.csv"),
     ],
 )

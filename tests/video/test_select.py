@@ -105,8 +105,9 @@ def test_every_score_may_be_limited_from_both_sides(make_catalog):
     )
     scores = ScoreLimits(sharpness=LimitSpec(min=2, max=8), num_cuts=LimitSpec(max=3))
     selection, ledger = select_clips(catalog, SelectRecipe(scores=scores))
-    assert selection["rule"].to_list()[:5] == ["min_sharpness", None, "max_sharpness", None, "max_num_cuts"]
-    assert ledger["not_scored"]["min_sharpness"]["clips"] == ledger["not_scored"]["max_sharpness"]["clips"] == 1
+    assert selection["rule"].to_list() == ["min_sharpness", None, "max_sharpness", None, "max_num_cuts", None]
+    not_scored = [ledger["not_scored"][f"{end}_sharpness"]["clips"] for end in ("min", "max")]
+    assert not_scored == [2, 2], "nobody measured null, nor NaN"
     assert ledger["recipe"]["scores"] == {"sharpness": {"min": 2.0, "max": 8.0}, "num_cuts": {"max": 3.0}}
 
 
@@ -144,6 +145,18 @@ def test_columns_made_elsewhere_are_joined_by_clip_id(make_catalog, tmp_path, su
     assert [(one["file"], len(one["sha256"])) for one in ledger["columns"]] == [(str(file), 64)]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_nan_passes_no_limit_and_counts_as_not_measured(make_catalog, tmp_path, suffix):
+    file = tmp_path / f"hands.{suffix}"
+    table = pl.DataFrame({"clip_id": ["a", "b", "c"], "hands": [0.9, float("nan"), 0.05]})
+    {"csv": table.write_csv, "parquet": table.write_parquet}[suffix](file)
+    recipe = SelectRecipe(columns=(ColumnSpec(file=str(file), column="hands", min=0.2),))
+    selection, ledger = select_clips(make_catalog(clip_id=["a", "b", "c"]), recipe)
+    assert selection["rule"].to_list() == [None, None, "min_hands"]
+    assert selection["hands"].to_list() == [0.9, None, 0.05]
+    assert ledger["not_scored"]["min_hands"]["clips"] == 1
+
+
 def test_wrong_columns_are_errors(make_catalog, tmp_path):
     catalog = make_catalog(clip_id=["a", "b"])
     file = tmp_path / "hands.csv"
@@ -154,7 +167,7 @@ def test_wrong_columns_are_errors(make_catalog, tmp_path):
 
     for columns, said in (
         ([{"file": str(file), "column": "hand"}], "hands.csv: no column 'hand' in it; it has hands, said"),
-        ([{"file": str(file), "column": "said"}], "column 'said' holds no numbers"),
+        ([{"file": str(file), "column": "said"}], r"column 'said', row 1 \(clip 'a'\): 'yes' is not a number"),
         ([{"column": "codec"}], "column 'codec' holds no numbers"),
         ([{"column": "duration_s"}], "two rules are called 'min_duration_s'"),
     ):

@@ -14,7 +14,7 @@ import pytest
 from egoscale.recipe import DesignSpec, SubsetRecipe
 from egoscale.video.catalog import SCHEMA
 from egoscale.video.subset import draw_subset
-from egoscale.video.subset_files import write_subsets
+from egoscale.video.subset_files import read_summary, write_subsets
 
 
 @pytest.fixture
@@ -83,6 +83,20 @@ def test_other_axes_have_folders_of_their_own(selection, tmp_path):
     assert table["folder"].to_list() == ["6h-3scenes-seed2", "6h-6scenes-seed2"]
     assert table["num_groups"].to_list() == table["num_scenes"].to_list() == [3, 6]
     assert (table["unique_hours"] - 6).abs().max() < 0.6
+
+
+def test_what_is_asked_for_twice_is_drawn_once(selection, tmp_path):
+    table = write_subsets(selection, RECIPE, tmp_path / "twice", hours=[2, 2.0, 3], seeds=[1, 1])
+    assert table["folder"].to_list() == ["2h-seed1", "3h-seed1"]
+    assert table.equals(write_subsets(selection, RECIPE, tmp_path / "once", hours=[2, 3], seeds=[1]))
+
+
+def test_two_sizes_of_one_name_are_refused_before_anything_is_written(selection, tmp_path):
+    done = write_subsets(selection, RECIPE, tmp_path / "out", hours=[2])
+    with pytest.raises(ValueError, match="2h-seed0: two of the sizes have this folder"):
+        write_subsets(selection, RECIPE, tmp_path / "out", hours=[2, 2 + 1e-13, 3])
+    assert read_summary(tmp_path / "out" / "2h-seed0")["hash"] == done["hash"][0]
+    assert not (tmp_path / "out" / "3h-seed0").exists() and not list((tmp_path / "out").rglob("*.part"))
 
 
 def test_more_sizes_than_are_written_at_once(selection, tmp_path):

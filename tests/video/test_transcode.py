@@ -19,10 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egoscale.cli import main
-from egoscale.recipe import SelectRecipe
+from egoscale.recipe import SelectRecipe, SourceSpec
+from egoscale.video.catalog import build_catalog
 from egoscale.video.copy_clip import CopySettings, frames_at_rate
 from egoscale.video.decode import open_video
 from egoscale.video.encoder import CopyError, check_h264, write_h264
+from egoscale.video.hours import catalog_tables
 from egoscale.video.scores import Shard, open_catalog
 from egoscale.video.select import select_clips
 from egoscale.video.transcode import estimated_bytes, transcode
@@ -258,6 +260,26 @@ def test_copies_of_overlapping_parts_share_their_seconds(clip, tmp_path, make_ca
     for catalog in (parts, copies):
         selection, _ = select_clips(catalog, SelectRecipe())
         assert selection["unique_s"].to_list() == pytest.approx([2.0, 0.8])
+
+
+def test_a_catalogue_of_copies_counts_seconds_that_they_share_once(clip, tmp_path, make_catalog):
+    """A selection of copies as a source, which is how a sweep reads it."""
+    parts = make_catalog(
+        path=[str(clip)] * 2, first_frame=[0, 10], num_frames=[20, 18], start_s=[0.0, 1.0], duration_s=[2.0, 1.8],
+        fps_num=[10, 10], width_px=[64, 64], height_px=[48, 48], sha256=["clip", "clip"],
+    )  # fmt: skip
+    selection, _ = select_clips(parts, SelectRecipe())
+    selection.write_parquet(tmp_path / "selection.parquet")
+    copies = transcode(tmp_path / "selection.parquet", tmp_path / "copies", SMALL).table
+    catalog = build_catalog([SourceSpec(path=str(copies), name="lab")], tmp_path / "again.parquet")
+    assert catalog["original_path"].to_list() == [str(clip)] * 2 and catalog["path"].n_unique() == 2
+    assert catalog["original_start_s"].to_list() == [0.0, 1.0]
+    assert catalog["original_sha256"].to_list() == ["clip", "clip"]
+    again, ledger = select_clips(catalog, SelectRecipe())
+    assert again["unique_s"].to_list() == pytest.approx([2.0, 0.8])
+    assert ledger["overlapping"]["lab"]["hours"] == pytest.approx(1 / 3600)
+    for table in (parts, catalog):
+        assert catalog_tables(table)["source"]["hours"].to_list() == pytest.approx([2.8 / 3600])
 
 
 def test_a_copy_of_a_copy_leads_back_to_the_first(clip, tmp_path):

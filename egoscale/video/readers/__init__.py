@@ -1,8 +1,9 @@
 """One file a data set: where its videos lie and what its own metadata says of each.
 
 A reader is a module with `read(root, source) -> pl.LazyFrame`, whose columns are those of METADATA_SCHEMA that it
-knows; `finds(root) -> str | None`, the name of what tells its layout; and, where pieces of videos are described,
-`segments(root, source)`, a clip a piece in place of a clip a video.
+knows; `finds(root) -> str | None`, the name of what tells its layout; where pieces of videos are described,
+`segments(root, source)`, a clip a piece in place of a clip a video; and, where a table may be misread,
+`notes(root) -> list[str]`, what of it is not read.
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ def reader(name: str) -> Any:
     if name not in READERS:
         raise ValueError(f"reader {name!r}: say auto, {', '.join(READERS[:-1])} or {READERS[-1]}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def notes(name: str, root: Path) -> list[str]:
+    """What a reader finds in a folder and does not read, a line each."""
+    module = reader(name)
+    return module.notes(root) if hasattr(module, "notes") else []
 
 
 def choose(root: Path) -> tuple[str, str]:

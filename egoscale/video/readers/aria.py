@@ -81,7 +81,8 @@ def _clips(root: Path, source: str) -> Iterator[ClipMetadata]:
         yield vrs_clip(_recording(root, name, source))
     for one in media(root, names):
         if one.name not in films and one.name not in recordings:
-            yield ClipMetadata(name=one.name, path=one.path, recording_id=one.name, provenance=f"folder: {one.name}")
+            about = f"folder: {one.name}"
+            yield ClipMetadata(one.name, one.path, recording_id=one.name, provenance=about, reason=one.reason)
     for folder in _mps_only(names, recordings):
         path = root / folder
         name = folder or path.resolve().name

@@ -61,8 +61,12 @@ def read(root: Path, source: str) -> pl.LazyFrame:
 def segments(root: Path, source: str) -> pl.LazyFrame:
     """A clip a recipe step, with its description; steps that the cook left out have no time, and are rows."""
     tables = _tables(root)
-    files = [(match["recording"], one) for one in media(root) if (match := RECORDING.fullmatch(one.stem))]
-    here = {recording for recording, _ in files}
+    files = [
+        (match["recording"] if match else one.name, one)
+        for one in media(root)
+        if (match := RECORDING.fullmatch(one.stem)) or one.reason
+    ]
+    here = {recording for recording, one in files if not one.reason}
     steps = (step for step in _steps(tables) if tables.declare or step.recording_id in here)
     declared = clip_table(steps).with_columns(key=pl.col("recording_id"))
     return matched(declared, keyed(files), "complete_step_annotations.json")
@@ -77,7 +81,7 @@ class _Tables:
 
 
 def _clip(one: Media, tables: _Tables) -> ClipMetadata:
-    if match := PANEL.fullmatch(one.stem):
+    if one.reason is None and (match := PANEL.fullmatch(one.stem)):
         return ClipMetadata(
             name=one.name,
             path=one.path,
@@ -86,10 +90,15 @@ def _clip(one: Media, tables: _Tables) -> ClipMetadata:
             license=LICENSE,
             provenance=f"CaptainCook4D page: {match['video']}, panel {match['panel']}",
         )
-    if match := RECORDING.fullmatch(one.stem):
+    if one.reason is None and (match := RECORDING.fullmatch(one.stem)):
         return _recording(match["recording"], tables, one.name, one.path)
     return ClipMetadata(
-        name=one.name, path=one.path, recording_id=one.stem, license=LICENSE, provenance="CaptainCook4D"
+        name=one.name,
+        path=one.path,
+        recording_id=one.stem,
+        license=LICENSE,
+        provenance="CaptainCook4D",
+        reason=one.reason,
     )
 
 

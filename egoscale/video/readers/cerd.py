@@ -49,7 +49,7 @@ def _clips(root: Path) -> Iterator[ClipMetadata]:
     told: set[str] = set()
     for session in sessions:
         frames = [one for side in FRAMES if (one := _frames(found, f"{session}/{side}".removeprefix("./")))]
-        films = [one for one in found.values() if not one.num_pictures and _of(one, session)]
+        films = [one for one in found.values() if not one.num_pictures and not one.reason and _of(one, session)]
         info = read_json(root / session / "info.json")
         for one in (*films, *frames):
             told.add(one.name)
@@ -66,7 +66,7 @@ def _clips(root: Path) -> Iterator[ClipMetadata]:
             yield _clip(one, session, info, times, reason)
     for one in found.values():
         if one.name not in told:
-            reason = NO_RATE if one.num_pictures else UNNAMED.format(table="an info.json")
+            reason = NO_RATE if one.num_pictures else one.reason or UNNAMED.format(table="an info.json")
             yield ClipMetadata(name=one.name, path=one.path, recording_id=one.name, provenance="folder", reason=reason)
 
 

@@ -14,6 +14,7 @@ import polars as pl
 # an archive as if it were a folder, and end in `?glob=...&fps=...` for a folder (or tar) of pictures. `start_s` is
 # null for a clip that is a whole file, and a number, 0 too, for a piece of one. `duration_s`, `num_frames` and the
 # like are what the metadata declare. `reason` tells why a clip cannot be used, where that is known before decoding.
+# `original_*` tell of a copy which piece of which file it was made of.
 METADATA_SCHEMA: dict[str, pl.DataType] = {
     "clip_id": pl.String(),
     "path": pl.String(),
@@ -38,6 +39,9 @@ METADATA_SCHEMA: dict[str, pl.DataType] = {
     "license": pl.String(),
     "provenance": pl.String(),
     "reason": pl.String(),
+    "original_path": pl.String(),
+    "original_start_s": pl.Float64(),
+    "original_sha256": pl.String(),
 }
 BATCH_CLIPS = 50_000
 

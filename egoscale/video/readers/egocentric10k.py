@@ -76,6 +76,8 @@ def _worker(clip: ClipMetadata, sample: Sample) -> ClipMetadata:
     worker = sample.said.get("worker_id") or (match and f"worker_{match['worker']}")
     return replace(
         clip,
+        # Its names stand once in the whole set, not once a tar.
+        recording_id=clip.recording_id if {"recording_id", "recording"} & sample.said.keys() else sample.key,
         participant_id=f"egocentric10k-{factory}-{worker}" if worker else None,
         scene_id=f"egocentric10k-{factory}" if factory else None,
         device="Build AI Gen 1",

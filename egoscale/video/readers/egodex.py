@@ -41,6 +41,9 @@ def _clips(root: Path) -> Iterator[ClipMetadata]:
     poses = {name.removesuffix(".hdf5") for name in names if name.endswith(".hdf5")}
     seen = set()
     for one in media(root, names):
+        if one.reason:
+            yield ClipMetadata(one.name, one.path, recording_id=one.name, provenance="folder", reason=one.reason)
+            continue
         episode = one.name.removesuffix(".mp4")
         known = episode in poses or PurePosixPath(episode).name.isdigit()
         seen.add(episode)

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import polars as pl
 
+from egoscale.video.readers import table
 from egoscale.video.readers.clip import ClipMetadata, clip_table
 from egoscale.video.readers.files import NO_RATE, media
+
+
+def notes(root: Path) -> list[str]:
+    """Tables in the folder that might have listed its clips, and do not."""
+    return table.no_lists(root) if root.is_dir() else []
 
 
 def read(root: Path, source: str) -> pl.LazyFrame:
@@ -22,7 +28,7 @@ def read(root: Path, source: str) -> pl.LazyFrame:
             recording_id=one.name,
             num_frames=one.num_pictures or None,
             provenance=f"folder: {one.name}",
-            reason=NO_RATE if one.num_pictures else None,
+            reason=NO_RATE if one.num_pictures else one.reason,
         )
         for one in media(root)
     )

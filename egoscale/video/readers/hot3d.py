@@ -117,7 +117,7 @@ def _sequences(root: Path, names: list[str]) -> Iterator[ClipMetadata]:
                 path=one.path,
                 recording_id=one.name,
                 provenance="folder",
-                reason=UNNAMED.format(table="the layout of HOT3D"),
+                reason=one.reason or UNNAMED.format(table="the layout of HOT3D"),
             )
 
 

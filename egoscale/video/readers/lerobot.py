@@ -50,7 +50,7 @@ def read(root: Path, source: str) -> pl.LazyFrame:
             path=one.path,
             recording_id=one.name,
             provenance="folder",
-            reason=UNNAMED.format(table="meta/info.json"),
+            reason=one.reason or UNNAMED.format(table="meta/info.json"),
         )
         for one in videos(root)
         if str(one.path) not in named

@@ -14,9 +14,12 @@ COPY = "the same video is taken from {path}"
 
 
 def keyed(files: Iterable[tuple[str, Media]]) -> pl.LazyFrame:
-    """Files with the name (`key`) by which a table knows them; of several with one key the first is taken."""
-    rows = [(key, one.name, str(one.path)) for key, one in files]
-    schema = {"key": pl.String, "name": pl.String, "path": pl.String}
+    """Files with the name (`key`) by which a table knows them; of several with one key the first is taken.
+
+    One that cannot be read as it lies (`fault`) has no key: a table does not mean it.
+    """
+    rows = [(None if one.reason else key, one.name, str(one.path), one.reason) for key, one in files]
+    schema = {"key": pl.String, "name": pl.String, "path": pl.String, "fault": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row").lazy()
 
 
@@ -40,7 +43,7 @@ def matched(declared: pl.LazyFrame, files: pl.LazyFrame, table: str) -> pl.LazyF
         reason=pl.coalesce("reason", pl.when(pl.col("found").is_null()).then(pl.lit(MISSING.format(table=table)))),
     ).drop("found", "key")
     unnamed = files.join(declared.select("key"), on="key", how="anti").with_columns(
-        reason=pl.lit(UNNAMED.format(table=table))
+        reason=pl.coalesce("fault", pl.lit(UNNAMED.format(table=table)))
     )
     copies = (
         files.join(declared.select("key"), on="key", how="semi")

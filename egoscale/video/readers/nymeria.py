@@ -55,7 +55,7 @@ def _clips(root: Path) -> Iterator[ClipMetadata]:
                 path=one.path,
                 recording_id=one.name.split("/")[0],
                 provenance="folder",
-                reason=_other(one.name),
+                reason=one.reason or _other(one.name),
             )
 
 

@@ -6,8 +6,9 @@
 
 `path` (or `file`) is relative to the folder of the table, or absolute. Further columns that are read: all of
 METADATA_SCHEMA, `end_s` in place of `duration_s`, `fps` (29.97, 30000/1001) in place of `fps_num` and `fps_den`, and
-the short names of ALIASES; others are let alone. Times are seconds, or `hh:mm:ss.ff`. A row with a `start_s` is a
-piece of its file; one without is the whole of it.
+the short names of ALIASES, in capitals or not, blanks about them or not; others are let alone, and told by `notes`.
+Times are seconds, or `hh:mm:ss.ff`; NaN is an empty cell. A row with a `start_s` or an `end_s` is a piece of its file;
+one without is the whole of it.
 
 A column `selected` marks a table of `egoscale catalog select`: a row where it is false is not usable. A catalogue or
 selection read as a source of the name that its own rows give keeps its clip ids: `lab=selection.parquet` holds
@@ -18,14 +19,24 @@ The source is the table itself, or a folder with one such table in it: then file
 
 from __future__ import annotations
 
+import codecs
+import difflib
+import json
+import os
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
+from egoscale.video.images import QUERY
 from egoscale.video.readers.clip import METADATA_SCHEMA
 from egoscale.video.readers.files import media
 from egoscale.video.readers.match import MISSING, UNNAMED
 from egoscale.video.readers.times import BACKWARDS, rate, seconds
+from egoscale.video.stream import first_line
 
 ALIASES = {
     "file": "path",
@@ -39,9 +50,13 @@ ALIASES = {
     "licence": "license",
 }
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
-TIMES = ("start_s", "end_s", "duration_s")
+TIMES = ("start_s", "end_s", "duration_s", "original_start_s")
 NUMBERS = tuple(name for name, kind in METADATA_SCHEMA.items() if kind.is_numeric() and name not in TIMES)
 OTHER = ("end_s", "fps")
+READ = (*METADATA_SCHEMA, *OTHER, "selected")
+UNREADABLE = (pl.exceptions.PolarsError, OSError, ValueError)
+NOTED_TABLES = 3  # of a folder without a list of clips; there may be a table beside every video
+HEADER_LINES = 100  # of JSON lines, whose keys are taken for those of all
 GIVEN = ("source",)  # columns that the catalogue decides
 NOT_SELECTED = "not selected"
 ABSOLUTE = r"^/|^[a-zA-Z][a-zA-Z0-9+.-]*://"
@@ -51,6 +66,49 @@ def finds(root: Path) -> str | None:
     """The table that lists clips: named as the source, or the only one in the folder."""
     found = _tables(root)
     return ", ".join(file.name for file in found) or None
+
+
+def notes(root: Path) -> list[str]:
+    """The columns of the table that are not read, each with the name that may have been meant."""
+    return [note for file in _tables(root) if (note := unread(file))]
+
+
+def unread(table: Path) -> str | None:
+    """The columns of one table that are not read; None where there are none.
+
+    None, too, for a catalogue, whose others are its own, and for a table that cannot be read: reading it tells why.
+    """
+    try:
+        names = _header(table)
+    except UNREADABLE:
+        return None
+    known = _known(names)
+    others = [name for name in names if name not in known]
+    if not others or {"clip_id", "source"} <= set(known.values()):
+        return None
+    told = []
+    for other in others:
+        near = difflib.get_close_matches(_plain(other).replace(" ", "_"), [*READ, *ALIASES], n=1)
+        told.append(f"{other!r}" + (f" (`{near[0]}` is)" if near else ""))
+    return f"{table.name}: columns that are not read: {', '.join(told)}"
+
+
+def no_lists(root: Path) -> list[str]:
+    """Tables in a folder that list no clips, and why not."""
+    files = _files(root)
+    told = []
+    for file in files[:NOTED_TABLES]:
+        try:
+            names = _header(file)
+        except UNREADABLE as error:
+            told.append(f"{file.name} is there, but cannot be read: {first_line(error)}")
+            continue
+        if "path" not in _known(names).values():
+            has = ", ".join(names[:12]) or "none"
+            told.append(f"{file.name} is there, but has no column `path` or `file`; it has {has}")
+    if told and len(files) > NOTED_TABLES:
+        told.append(f"{len(files) - NOTED_TABLES} more tables are there")
+    return told
 
 
 def read(root: Path, source: str) -> pl.LazyFrame:
@@ -77,10 +135,8 @@ def listed(table: Path, source: str = "") -> pl.LazyFrame:
     names = rows.collect_schema().names()
     known = {column for column in (*METADATA_SCHEMA, *OTHER) if column in names and column not in GIVEN}
     if "path" not in known:
-        raise ValueError(f"{table}: no column `path` or `file`; it has {', '.join(names[:12]) or 'none'}")
-    rows = rows.with_columns(
-        _trimmed(column).alias(column) for column in sorted(known) if rows.collect_schema()[column] == pl.String
-    )
+        raise ValueError(f"{table}: no column `path` or `file`; it has {', '.join(_header(table)[:12]) or 'none'}")
+    rows = rows.with_columns(_filled(column, kind) for column, kind in rows.collect_schema().items() if column in known)
     if "selected" in names:  # of a selection: what its rules lost stays lost
         lost = pl.col("selected").cast(pl.String).str.to_lowercase().is_in(["false", "0"])
         before = [pl.col("reason").cast(pl.String)] if "reason" in known else []
@@ -106,86 +162,140 @@ def listed(table: Path, source: str = "") -> pl.LazyFrame:
 def with_unnamed(clips: pl.LazyFrame, root: Path, table: str) -> pl.LazyFrame:
     """Clips of a table, and the files below its folder that it does not name."""
     there = pl.DataFrame(
-        [(one.name, str(one.path), one.num_pictures) for one in media(root)],
-        schema={"clip_id": pl.String, "path": pl.String, "pictures": pl.Int64},
+        [(one.name, str(one.path), one.reason) for one in media(root)],
+        schema={"clip_id": pl.String, "path": pl.String, "fault": pl.String},
         orient="row",
-    ).lazy()
-    # A table may name a folder of pictures with a query of its own, a file of an archive, or a path with links in it.
-    there = there.with_columns(place=pl.col("path").str.split("?").list.first())
-    named = clips.select(place=pl.col("path").str.split("?").list.first()).unique()
-    shards = named.select(place=pl.col("place").str.extract(r"^(.*\.tar)/")).drop_nulls().unique()
+    )
+    # A table may name a folder of pictures with a query of its own, or a file of an archive.
+    place = pl.col("path").str.replace(f"(?s){QUERY.pattern}", "${1}")
+    there = there.with_columns(place=place)
+    named = clips.select(place=place).drop_nulls().unique().collect()
+    tar = pl.col("place").str.extract(r"^(.*\.tar)/")
+    shards = named.select(place=tar).drop_nulls().unique()
     unnamed = there.join(named, on="place", how="anti").join(shards, on="place", how="anti")
+    if not unnamed.is_empty():  # two paths may lead to one file: by "..", by "//", by a link on the way
+        others = pl.concat([named.filter(tar.is_null()), shards]).join(there, on="place", how="anti")
+        real_folder = cache(os.path.realpath)  # a folder is looked up once for all that lies in it
+
+        def straight(place: str) -> str:
+            folder, _, name = place.rpartition("/")
+            return f"{real_folder(folder)}/{name}"
+
+        meant = set(map(straight, others["place"]))
+        unnamed = unnamed.filter([not {straight(one), os.path.realpath(one)} & meant for one in unnamed["place"]])
     return pl.concat(
         [
             clips,
-            unnamed.select(
+            unnamed.lazy().select(
                 "clip_id",
                 "path",
                 recording_id="clip_id",
                 provenance=pl.lit("folder"),
-                reason=pl.lit(UNNAMED.format(table=table)),
+                reason=pl.coalesce("fault", pl.lit(UNNAMED.format(table=table))),
             ),
         ],
         how="diagonal_relaxed",
     )
 
 
+def _files(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
 def _tables(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.suffix.lower() in SUFFIXES else []
-    files = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [file for file in files if _lists_clips(file)]
+    return [file for file in _files(root) if _lists_clips(file)]
 
 
 def _lists_clips(file: Path) -> bool:
     try:
-        return bool({"path", *(name for name, column in ALIASES.items() if column == "path")} & set(_header(file)))
-    except (pl.exceptions.PolarsError, OSError, ValueError):
+        return "path" in _known(_header(file)).values()
+    except UNREADABLE:
         return False
 
 
 def _header(file: Path) -> list[str]:
-    if file.suffix.lower() in (".jsonl", ".ndjson"):
-        with file.open("rb") as text:
-            line = text.readline()
-        return pl.read_ndjson(line, infer_schema_length=1).columns if line.strip() else []
-    return _scan(file).collect_schema().names()
+    """The names of the columns as they are written."""
+    if not _is_json(file):
+        return _scanned(file).collect_schema().names()
+    with file.open(encoding=_encoding(file)) as text:
+        try:
+            objects = [json.loads(line) for line in islice(text, HEADER_LINES) if line.strip()]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}: a line that is not JSON: {error.doc.strip()[:80]!r}") from None
+    return list(dict.fromkeys(key for one in objects if isinstance(one, dict) for key in one))
 
 
 def _scan(table: Path) -> pl.LazyFrame:
     """The table with our names for its columns; of CSV and JSON every value is text."""
-    suffix = table.suffix.lower()
-    wanted = [*METADATA_SCHEMA, *OTHER, *ALIASES]
-    if suffix == ".parquet":
-        rows = pl.scan_parquet(table)
-    elif suffix in (".jsonl", ".ndjson"):
-        rows = pl.scan_ndjson(table, schema=dict.fromkeys(wanted, pl.String()))
-        return _aliased(rows, [name for name in wanted if name not in GIVEN])
-    else:
-        rows = pl.scan_csv(table, infer_schema=False, separator=_separator(table), encoding="utf8-lossy")
-    return _aliased(rows, rows.collect_schema().names())
+    rows = _scanned(table)
+    return _named(rows, _known(name for name in rows.collect_schema().names() if name not in GIVEN))
 
 
-def _aliased(rows: pl.LazyFrame, names: list[str]) -> pl.LazyFrame:
-    """Short names made long; where a table has both, the long one wins."""
-    short: dict[str, list[str]] = {}
-    for alias, column in ALIASES.items():
-        if alias in names:
-            short.setdefault(column, [column] if column in names else []).append(alias)
-    made = [pl.coalesce(columns).alias(column) for column, columns in short.items()]
-    aliases = [alias for columns in short.values() for alias in columns if alias in ALIASES]
-    return rows.with_columns(made).drop(aliases) if made else rows
+def _scanned(table: Path) -> pl.LazyFrame:
+    if table.suffix.lower() == ".parquet":
+        return pl.scan_parquet(table)
+    text = _text(table)
+    if _is_json(table):
+        names = [*METADATA_SCHEMA, *OTHER, *ALIASES, *_known(_header(table))]
+        return pl.scan_ndjson(text, schema=dict.fromkeys(names, pl.String()))
+    return pl.scan_csv(text, infer_schema=False, separator=_separator(table), encoding="utf8-lossy")
+
+
+def _plain(name: str) -> str:
+    return name.replace("\ufeff", "").strip().lower()
+
+
+def _known(names: Iterable[str]) -> dict[str, str]:
+    """Of the names in a table those that are read, {name: our name for it}; capitals and blanks about it do not
+    count."""
+    meant = {name: ALIASES.get(_plain(name), _plain(name)) for name in names}
+    return {name: column for name, column in meant.items() if column in READ}
+
+
+def _named(rows: pl.LazyFrame, known: dict[str, str]) -> pl.LazyFrame:
+    """The columns by our names for them; where a table has several for one, ours wins, then ALIASES in their order."""
+    rank = {name: place for place, name in enumerate(ALIASES, 1)}
+    of: dict[str, list[str]] = {}
+    for name in sorted(known, key=lambda name: (name != known[name], rank.get(_plain(name), 0))):
+        of.setdefault(known[name], []).append(name)
+    made = [pl.coalesce(names).alias(column) for column, names in of.items() if names != [column]]
+    return rows.with_columns(made).drop(name for name in known if name not in of)
+
+
+def _is_json(table: Path) -> bool:
+    return table.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def _encoding(table: Path) -> str:
+    with table.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _text(table: Path) -> Path | bytes:
+    """What polars reads: the file, or its text in UTF-8, of UTF-16 (Excel's "Unicode text") and of JSON with a mark."""
+    if _encoding(table) == "utf-16":
+        return table.read_bytes().decode("utf-16").encode()
+    with table.open("rb") as file:
+        marked = file.read(3) == codecs.BOM_UTF8
+    return table.read_bytes()[3:] if marked and _is_json(table) else table
 
 
 def _separator(table: Path) -> str:
-    with table.open(encoding="utf-8-sig", errors="replace") as text:
+    with table.open(encoding=_encoding(table), errors="replace") as text:
         header = text.readline()
     return max(",;\t", key=header.count) if table.suffix.lower() == ".csv" else "\t"
 
 
-def _trimmed(column: str) -> pl.Expr:
+def _filled(column: str, kind: pl.DataType) -> pl.Expr:
+    """A column of a table, null where its cell is empty: without a letter, or NaN where a number belongs."""
+    number = column in (*TIMES, *NUMBERS, *OTHER)
+    if kind != pl.String:
+        return pl.col(column).fill_nan(None) if number and kind.is_float() else pl.col(column)
     text = pl.col(column).str.strip_chars()
-    return pl.when(text != "").then(text)
+    empty = (text == "") | (text.str.to_lowercase() == "nan") if number else text == ""
+    return pl.when(~empty).then(text).alias(column)
 
 
 def _typed(rows: pl.LazyFrame, known: set[str]) -> list[pl.Expr]:
@@ -196,12 +306,18 @@ def _typed(rows: pl.LazyFrame, known: set[str]) -> list[pl.Expr]:
     for column in (*TIMES, *NUMBERS):
         if column in known:
             made[column] = seconds(column) if column in TIMES else _whole(column)
-            if schema[column] == pl.String:
+            if schema[column] == pl.String or schema[column].is_float():
                 wrong = pl.col(column).is_not_null() & made[column].is_null()
                 faults.append(pl.when(wrong).then(pl.format(f"{column} = {{}}: not a number", pl.col(column))))
     if "end_s" in made:
-        end = made.pop("end_s") - made.get("start_s", pl.lit(0.0))
-        made["duration_s"] = pl.coalesce(made["duration_s"], end) if "duration_s" in made else end
+        end, empty = made.pop("end_s"), pl.col("start_s").is_null() if "start_s" in known else pl.lit(True)
+        first = pl.when(empty & end.is_not_null()).then(0.0)
+        made["start_s"] = pl.coalesce(made["start_s"], first) if "start_s" in made else first
+        length = end - made["start_s"]
+        made["duration_s"] = pl.coalesce(made["duration_s"], length) if "duration_s" in made else length
+    if "start_s" in made:
+        before = made["start_s"].round(6) < 0  # but for an error of rounding
+        faults.append(pl.when(before).then(pl.format("start_s = {}: it begins before its file", made["start_s"])))
     if "fps" in known:
         for part, column in zip(rate("fps"), ("fps_num", "fps_den"), strict=True):
             made[column] = pl.coalesce(made[column], part) if column in made else part
@@ -229,13 +345,19 @@ def _whole(column: str) -> pl.Expr:
 
 
 def _placed(clips: pl.LazyFrame, table: Path) -> pl.LazyFrame:
-    """Absolute paths; relative ones are looked for, batch by batch as the table is read."""
+    """Absolute paths, spelled as the files are; relative ones are looked for, batch by batch as the table is read."""
     folder = table.parent.absolute()
+
+    def spelled(paths: pl.Series) -> pl.Series:
+        foreign = paths.filter(paths.str.contains(r"[^\x00-\x7f]")).drop_nulls().unique()
+        return paths.replace({path: _spelled(folder, path) for path in foreign})
+
+    clips = clips.with_columns(pl.col("path").map_batches(spelled, return_dtype=pl.String, is_elementwise=True))
     relative = ~pl.col("path").str.contains(ABSOLUTE)
 
     def gone(paths: pl.Series) -> pl.Series:
         wanted = paths.filter(~paths.str.contains(ABSOLUTE)).unique()
-        missing = [path for path in wanted.drop_nulls() if not _file(folder, path).exists()]
+        missing = [path for path in wanted.drop_nulls() if not _there(_file(folder, path))]
         return paths.is_in(missing).fill_null(False)
 
     missing = pl.col("path").map_batches(gone, return_dtype=pl.Boolean, is_elementwise=True)
@@ -248,6 +370,21 @@ def _placed(clips: pl.LazyFrame, table: Path) -> pl.LazyFrame:
 
 def _file(folder: Path, path: str) -> Path:
     """What must be there: a member of an archive is if the archive is; whether it holds it shows when it is decoded."""
-    path = path.split("?", 1)[0]
+    asked = QUERY.match(path)
+    path = asked[1] if asked else path
     archive, inside, _ = path.partition(".tar/")
     return folder / (f"{archive}.tar" if inside else path)
+
+
+def _there(file: Path) -> bool:
+    """Whether it is, or may be: what lies in a folder that is closed to us shows when it is decoded."""
+    try:
+        return file.exists()
+    except OSError:
+        return True
+
+
+def _spelled(folder: Path, path: str) -> str:
+    """A path with its accents in one letter or in two, as the file has them: a Mac takes the letter apart."""
+    forms = (path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path))
+    return next((form for form in forms if _there(_file(folder, form))), path)

@@ -20,6 +20,12 @@ def finds(root: Path) -> str | None:
     return "takes.csv" if (root / "takes.csv").is_file() else None
 
 
+def notes(root: Path) -> list[str]:
+    """The columns of the table that are not read."""
+    note = table.unread(root / "takes.csv")
+    return [note] if note else []
+
+
 def read(root: Path, source: str) -> pl.LazyFrame:
     """Every take of the table, and every file that the table forgot (not usable).
 

@@ -7,15 +7,33 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import tarfile
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from egoscale.recipe import SourceSpec
 from egoscale.video.catalog import build_catalog
-from egoscale.video.readers import aria, cerd, egodex, folder, hot3d, lerobot, nymeria, openego
+from egoscale.video.probe import probe_file
+from egoscale.video.readers import (
+    aria,
+    captaincook4d,
+    cerd,
+    egodex,
+    folder,
+    hot3d,
+    lerobot,
+    nymeria,
+    openego,
+    reader,
+    table,
+    webdataset,
+)
 
 NO_VRS = importlib.util.find_spec("projectaria_tools") is None
 
@@ -266,3 +284,77 @@ def test_a_folder_of_pictures_needs_a_rate_and_links_are_followed_once(tmp_path)
     found = rows(folder.read(tmp_path / "lab", "lab"))
     assert set(found) == {"frames/*.png", "linked/a.mp4"}
     assert "nothing tells their frame rate" in found["frames/*.png"]["reason"]
+
+
+# --- what cannot be read where it lies ----------------------------------------------------------------------
+
+
+@contextmanager
+def anybody():
+    """Root, to whom no folder is closed, is somebody else for a while."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def closed():
+    """Two videos in a folder that nobody may list, and one beside it, where anybody can look."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        lab = Path(name) / "lab"
+        touch(lab / "a.mp4")
+        for video in ("b.mp4", "c.mp4"):
+            touch(lab / "locked" / "day 1" / video)
+        (lab / "locked" / "day 1").chmod(0)
+        yield lab
+        (lab / "locked" / "day 1").chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_listed_is_a_row_with_the_cause(closed):
+    with anybody():
+        found = rows(folder.read(closed, "lab"))
+    assert set(found) == {"a.mp4", "locked/day 1/"} and found["a.mp4"]["reason"] is None
+    assert found["locked/day 1/"]["path"] == str(closed / "locked" / "day 1")
+    assert found["locked/day 1/"]["reason"] == (
+        "this folder cannot be listed, and what is in it is not known: Permission denied"
+    )
+
+
+def test_every_reader_tells_of_a_folder_that_cannot_be_listed(shared, closed):
+    (closed / "clips.csv").write_text("path\na.mp4\nlocked/day 1/b.mp4\nlocked/day 1/caf\u00e9.mp4\n")
+    something = shared / "annotations" / "something_something_v2"
+    for labels in something.glob("*"):
+        shutil.copy(labels, closed)
+    readers = ("aria", "captaincook4d", "cerd", "egodex", "hot3d", "webdataset", "table", "something_something")
+    with anybody():
+        found = {name: rows(reader(name).read(closed, "lab")) for name in readers}
+        found["steps"] = rows(captaincook4d.segments(closed, "lab"))
+    for name, clips in found.items():
+        assert "Permission denied" in clips["locked/day 1/"]["reason"], name
+    assert found["table"]["a.mp4"]["reason"] is None
+    named = found["table"]["locked/day 1/b.mp4"]
+    with anybody():
+        assert named["reason"] is None and "Permission denied" in probe_file(Path(named["path"])).reason
+
+
+def test_a_source_that_cannot_be_listed_at_all_is_an_error(closed):
+    with anybody(), pytest.raises(PermissionError, match="day 1"):
+        folder.read(closed / "locked" / "day 1", "lab")
+
+
+def test_packed_and_unfinished_videos_are_rows(tmp_path):
+    names = ("a.mp4", "shard-0.tar.gz", "c.MP4.GZ", "d.mp4.part", "poses.csv.gz", "notes.gz", "table.parquet.part")
+    for name in names:
+        touch(tmp_path / "lab" / name)
+    for module in (folder, webdataset):
+        reasons = {name: row["reason"] for name, row in rows(module.read(tmp_path / "lab", "lab")).items()}
+        assert set(reasons) == {"a.mp4", "shard-0.tar.gz", "c.MP4.GZ", "d.mp4.part"} and reasons["a.mp4"] is None
+        assert "packed with gzip" in reasons["shard-0.tar.gz"] and "unpack it" in reasons["c.MP4.GZ"]
+        assert "part of a download" in reasons["d.mp4.part"]
+    (tmp_path / "lab" / "clips.csv").write_text("path\na.mp4\n")
+    assert "unpack it" in rows(table.read(tmp_path / "lab", "lab"))["shard-0.tar.gz"]["reason"]

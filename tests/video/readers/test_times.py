@@ -19,6 +19,7 @@ def in_seconds(*texts):
 def test_forms_of_epic_kitchens_of_pandas_and_plain_seconds():
     found = in_seconds("00:01:02.50", "0 days 00:00:18.116000", "1 day 00:00:01", "7.44", "1:05", " 12 ", "end", None)
     assert found == [62.5, pytest.approx(18.116), 86401.0, 7.44, 65.0, 12.0, None, None]
+    assert in_seconds("nan", "inf", "-inf", "1e999") == [None] * 4, "no times"
 
 
 @given(st.integers(0, 99 * 3600 * 1000))
@@ -42,6 +43,10 @@ def test_a_clock_and_its_seconds_are_the_same_time(ms):
         (12.5, (25, 2)),
         (1.0, (1, 1)),
         ("fast", (None, None)),
+        ("nan", (None, None)),
+        (float("inf"), (None, None)),
+        ("1e300", (None, None)),
+        ("30/0", (None, None)),
         (0, (None, None)),
         (None, (None, None)),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 from egoscale.recipe import SourceSpec
 from egoscale.video.catalog import build_catalog
+from egoscale.video.decode import open_video
 from egoscale.video.readers import egocentric10k, webdataset
 
 
@@ -66,6 +67,51 @@ def test_damaged_tars_and_tars_of_pictures_are_rows(write_tar, tmp_path):
     assert found["pictures.tar/*.jpg"]["num_frames"] == 4 and "frame rate" in found["pictures.tar/*.jpg"]["reason"]
 
 
+def test_every_video_of_a_sample_is_a_clip(write_tar, tmp_path):
+    """Sound and unknown formats beside a video are none; an ordinary sample keeps its id."""
+    write_tar(
+        "set/000.tar",
+        {
+            **{f"P01.kitchen.{i:04d}.mp4": b"v" for i in (1, 2, 3)},
+            "000.left.mp4": b"v", "000.right.MP4": b"v", "000.json": {"participant_id": "p1"},
+            "a.wav": b"s", "a.imu": b"s", "a.mp4": b"v", "a.depth.gz": b"d", "a.json": {"recording": "r7"},
+            "b.mp4.gz": b"z",
+        },
+    )  # fmt: skip
+    found = rows(webdataset.read(tmp_path / "set", "set"))
+    assert set(found) == {
+        "000.tar/P01.kitchen.0001.mp4", "000.tar/P01.kitchen.0002.mp4", "000.tar/P01.kitchen.0003.mp4",
+        "000.tar/000.left.mp4", "000.tar/000.right.MP4", "000.tar/a", "000.tar/b.mp4.gz",
+    }  # fmt: skip
+    left, right = found["000.tar/000.left.mp4"], found["000.tar/000.right.MP4"]
+    assert left["recording_id"] == right["recording_id"] and right["path"].endswith("000.tar/000.right.MP4")
+    assert left["participant_id"] == right["participant_id"] == "p1"
+    assert found["000.tar/a"]["recording_id"] == "r7", "as its own metadata say"
+    assert found["000.tar/a"]["path"].endswith("/a.mp4")
+    assert "unpack it" in found["000.tar/b.mp4.gz"]["reason"]
+    assert sum(row["reason"] is None for row in found.values()) == 6
+
+
+def test_shards_that_count_from_zero_hold_recordings_of_their_own(write_tar, tmp_path):
+    for shard in range(3):
+        write_tar(f"set/shard-{shard}.tar", {"000000.mp4": b"v", "000000.json": b'{"duration": Infinity}'})
+    found = rows(webdataset.read(tmp_path / "set", "set"))
+    assert set(found) == {f"shard-{shard}.tar/000000" for shard in range(3)}
+    assert len({row["recording_id"] for row in found.values()}) == 3
+    assert {row["duration_s"] for row in found.values()} == {None}
+
+
+def test_pictures_with_capitals_in_their_suffix_are_found(write_tar, tmp_path):
+    from PIL import Image
+
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16), (90, 90, 90)).save(picture, "JPEG")
+    write_tar("set/000.tar", {f"{i}.JPG": picture.getvalue() for i in range(3)})
+    (clip,) = rows(webdataset.read(tmp_path / "set", "set")).values()
+    with open_video(f"{clip['path']}&fps=3") as video:
+        assert video.probe().num_frames == clip["num_frames"] == 3
+
+
 def test_videos_in_a_tar_are_decoded_where_they_lie(write_tar, write_video, numbered, tmp_path):
     film = write_video("film.mp4", numbered(12)).read_bytes()
     write_tar("set/000.tar", {"a.mp4": film, "a.json": {"duration": 99}, "b.mp4": film[: len(film) // 2]})
@@ -94,6 +140,7 @@ def test_egocentric10k_names_worker_and_factory(write_tar, tmp_path):
         "Apache-2.0",
     )
     assert clip["path"].endswith("part00.tar/factory002_worker009_00003.mp4") and clip["reason"] is None
+    assert clip["recording_id"] == "factory002_worker009_00003", "its names stand once in the whole set"
 
 
 def test_texts_about_egocentric10k_declare_videos_and_explain_those_that_are_there(shared, write_tar, tmp_path):
