@@ -70,13 +70,13 @@ def _policies(
             raise ValueError(f"{text}: named twice; a policy comes once, and --trials says how often it is tried")
         known[name] = row
     if sweep is not None:
-        jobs = [job.run(root) for job in planned(sweep, overrides).jobs.values() if job.stage == "finetune"]
-        done = [run for run in jobs if run.state() == "done"]
+        jobs = [job for job in planned(sweep, overrides).jobs.values() if job.stage == "finetune"]
+        done = [job for job in jobs if job.run(root).state() == "done"]
         if not done:
             raise ValueError(f"--sweep {sweep}: none of its {len(jobs)} policies below {root} is finished")
         if len(done) < len(jobs):
             print(f"{len(jobs) - len(done)} of {len(jobs)} policies of {sweep} are not finished and are left out")
-        known |= dict(map(of_run, done))
+        known |= dict(of_run(job.run(root), job.labels) for job in done)
     return known
 
 

@@ -19,6 +19,7 @@ from egoscale.sweep.plan import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "real-robot-trials.md"
+TASKS = 'success.tasks=["push", "lift"]'
 
 
 def commands() -> list[str]:
@@ -71,7 +72,8 @@ def _fill(sheets: Path, share: float = 1.0) -> None:
         rows = list(csv.DictReader(file))
     rng = random.Random(3)
     for row in rows[: int(share * len(rows))]:
-        row |= {"success": rng.choice("0011"), "operator": rng.choice(["Ada", "Bea"]), "partial_credit": "0.5"}
+        row |= {"success": rng.choice("0011"), "operator": rng.choice(["Ada", "Bea"])}
+        row["partial_credit"] = "1" if row["success"] == "1" else "0.5"
     with (sheets / "sheet.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -94,3 +96,22 @@ def test_the_page_says_what_happens(folder: Path, told: dict[str, str]) -> None:
     for name in re.findall(r"^\| `([\w.-]+)` \|", PAGE.read_text(), re.M):
         assert (folder / "real" / name).is_file()
     assert "enough" in next(said for command, said in told.items() if "--difference" in command)
+
+
+def test_two_sheets_become_one_table_as_the_page_says(
+    folder: Path, told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    first = next(command for command in told if "--sweep" in command)
+    _main(shlex.split(first.replace("--out trials", "--out trials-2"))[1:])
+    _fill(folder / "trials-2", share=0.5)
+    words = "trials record trials-2/sheet.csv --key trials-2/key.json --out real/table-2.csv --partial"
+    _main(words.split())
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    exec(code, {})
+    both, *each = (pl.read_csv(f"real/{name}.csv").sort("policy") for name in ("both", "table", "table-2"))
+    same = ["arm", "hours", "demos", "seed", "world_key", "finetune_key"]
+    assert both.select(same).equals(each[0].select(same))
+    for name in ("successes", "trials", "successes_push", "trials_lift"):
+        assert both[name].to_list() == [a + b for a, b in zip(each[0][name], each[1][name], strict=True)]
+    _main(["fit", "tabletop", "--table", "real/both.csv", "--set", TASKS, "--out", "real/fit-both", "--no-figures"])

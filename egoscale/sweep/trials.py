@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import model_validator
 
-from egoscale.recipe import FinetuneRecipe, RecipeError, Spec, WorldRecipe
+from egoscale.recipe import FinetuneRecipe, RecipeError, Spec, SubsetRecipe, WorldRecipe
 from egoscale.sweep.ledger import LINEAGE, RunFolder, key_column, write_whole
 
 DESIGN = ("trial", "block", "code", "task", "initial_condition")  # printed, not to be changed
@@ -118,8 +118,11 @@ def policy(text: str, root: Path) -> tuple[str, dict[str, Any]]:
     return text, {}
 
 
-def of_run(run: RunFolder) -> tuple[str, dict[str, Any]]:
-    """A finished fine-tuned policy: `finetune/<key>`, and what `collect` would write of it before its trials."""
+def of_run(run: RunFolder, labels: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """A finished fine-tuned policy: `finetune/<key>`, and what `collect` would write of it before its trials.
+
+    labels: of its job, where it is a sweep's: the name of a size (`model`) stands in the grid and in no run.
+    """
     if run.stage != "finetune":
         raise RecipeError(f"{run.path}: a run of stage {run.stage}; robots run policies: name a run of stage finetune")
     if run.state() != "done":
@@ -133,7 +136,8 @@ def of_run(run: RunFolder) -> tuple[str, dict[str, Any]]:
     row |= {"demos": recipe.num_demos, "seed": recipe.seed}
     row |= {name: world.get(name) for name in ("world_loss", "prior_loss", "target_r2")}
     row |= {key_column(stage): behind[stage].key if stage in behind else None for stage in LINEAGE}
-    return str(run), row | {"subset_hash": subset.get("hash")}
+    row |= {"scenes": _scenes(behind.get("subset")), "parameters": world.get("num_parameters")}
+    return str(run), row | dict(labels or {}) | {"subset_hash": subset.get("hash")}
 
 
 def _ancestry(run: RunFolder) -> dict[str, RunFolder]:
@@ -163,6 +167,15 @@ def _hours(world: RunFolder | None) -> float | None:
     recipe = world.recipe()
     assert isinstance(recipe, WorldRecipe)
     return recipe.hours
+
+
+def _scenes(subset: RunFolder | None) -> int | None:
+    """Scenes that the hours were drawn from; None where they were not counted, or the folder is gone."""
+    if subset is None or not (subset.path / "recipe.toml").is_file():
+        return None
+    recipe = subset.recipe()
+    assert isinstance(recipe, SubsetRecipe)
+    return recipe.num_groups if recipe.axis in ("scenes", "hours_per_scene") else None
 
 
 # --- the sheet ---
@@ -260,7 +273,8 @@ def write(key: Key, out: Path) -> list[Path]:
     """
     from egoscale.sweep.trials_page import page_text
 
-    texts = {KEY: key.text(), SHEET: sheet_text(key), PAGE: page_text(key, digest(key.text()))}
+    sheet = f"\ufeff{sheet_text(key)}"  # by this mark a spreadsheet knows UTF-8, and keeps to it when it saves
+    texts = {KEY: key.text(), SHEET: sheet, PAGE: page_text(key, digest(key.text()))}
     there = [out / name for name, text in texts.items() if (out / name).exists() and _other(out / name, text)]
     if there:
         raise ValueError(

@@ -50,8 +50,8 @@ RULES = """<ol>
 <li>Run the trials from top to bottom. A set (between two thick lines) has one task and one initial condition:
 lay the scene out anew before every trial, each time the same.</li>
 <li>Load the policy by its letter. Whoever runs, watches or judges trials does not see the key.</li>
-<li>Tick yes or no: the whole task, by the rule agreed on beforehand. Credit is the part that was done, 0 to 1, if you
-grade it.</li>
+<li>Tick yes or no: the whole task, by the rule agreed on beforehand. Credit is the part that was done, if you
+grade it: 1 goes with yes, less than 1 with no.</li>
 <li>Operators take turns between sets, not within one. A trial that was not run, or broke off for a reason that has
 nothing to do with the policy, is run again at once; failing that, leave it empty and say why.</li>
 </ol>"""

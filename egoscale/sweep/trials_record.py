@@ -10,20 +10,22 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from egoscale.recipe import validate
-from egoscale.sweep.ledger import COLUMNS, LINEAGE, key_column
+from egoscale.sweep.ledger import COLUMNS, LINEAGE, OF_A_GRID, key_column
 from egoscale.sweep.trials import DESIGN, ENTRIES, HASH, Key, Trial
 
 if TYPE_CHECKING:
     import polars as pl
 
 MOST_FAULTS = 8  # shown of a bad sheet
-_DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+_DECIMAL = re.compile(r"[0-9]+([.,][0-9]*)?|[.,][0-9]+")  # no credit has thousands: a comma is a decimal one
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?[,;\t]*\r?\n', re.IGNORECASE)  # a line for Excel, which hides it
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Record:
         import polars as pl
 
         keys = [key_column(stage) for stage in LINEAGE]
-        schema: dict[str, Any] = dict(COLUMNS)
+        schema: dict[str, Any] = COLUMNS | self._of_a_grid()
         schema |= {f"{what}_{task}": int for task in self.key.tasks for what in ("successes", "trials")}
         schema |= dict.fromkeys([*keys, "subset_hash", "state", "policy", "operator"], str)
         schema |= {"mean_partial_credit": float, "graded_trials": int, HASH: str}
@@ -75,6 +77,14 @@ class Record:
         return pl.DataFrame(rows, schema=schema, orient="row").sort(
             "arm", "hours", "demos", "seed", "policy", nulls_last=True
         )
+
+    def _of_a_grid(self) -> dict[str, Any]:
+        """Columns that a table has where its grid names them, by type; a size also where policies differ in it."""
+        found: dict[str, Any] = {}
+        for label, columns in OF_A_GRID.items():
+            known = {name: {row.get(name) for row in self.key.policies.values()} - {None} for name in columns}
+            found |= {name: kind for name, kind in columns.items() if known[label] or len(known[name]) > 1}
+        return found
 
     def _row(self, code: str) -> dict[str, Any]:
         name = self.key.codes[code]
@@ -172,12 +182,19 @@ def _read(sheet: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header, and the rows with their numbers in a spreadsheet; empty rows and empty columns without a name go."""
     if not sheet.is_file():
         raise FileNotFoundError(f"{sheet}: no such sheet; `egoscale trials schedule` writes one")
+    content = sheet.read_bytes()
     try:
-        text = sheet.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
+        named = _SEPARATOR.match(text)
+        text = text[named.end() :] if named else text
         first = text.partition("\n")[0]
         separator = max(",;\t", key=first.count)  # spreadsheets save what their country writes
+        separator = named[1] if named and named[1] in first else separator
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        place = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{sheet}: line {place}: not UTF-8; save it as CSV in UTF-8, not as a workbook") from None
+    except csv.Error as error:
         raise ValueError(f"{sheet}: not a CSV file that can be read ({error}); save it as CSV in UTF-8") from None
     cells = [[cell.strip() for cell in line] for line in lines]
     header = cells[0] if cells else []
@@ -191,7 +208,7 @@ def _read(sheet: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         padded = line + [""] * (len(header) - len(line))
         for column, cell in zip([*header, *("" for _ in padded[len(header) :])], padded, strict=True):
             if cell and column not in wanted:
-                remedy = "remarks go into the column note (in quotes, if they hold a comma)"
+                remedy = "remarks go into the column note; what holds a comma, as 0,5 does, stands in quotes"
                 raise ValueError(f"{sheet}: {_fault(number, column or 'without a name', cell, remedy)}")
         if any(padded):
             rows.append((number, padded[: len(header)]))
@@ -238,14 +255,18 @@ def _outcome(number: int, named: Mapping[str, str], row: Trial, partial: bool, f
         faults.append(_fault(number, "success", success, "write 1 or 0; a part of the task goes into partial_credit"))
     elif not success and not partial:
         faults.append(_fault(number, "success", success, "write 1 or 0; --partial accepts an unfinished sheet"))
-    if credit and not (_DECIMAL.fullmatch(credit) and float(credit) <= 1):
+    part = float(credit.replace(",", ".")) if _DECIMAL.fullmatch(credit) else None
+    if credit and (part is None or part > 1):
         faults.append(_fault(number, "partial_credit", credit, "write a number from 0 to 1, as 0.5, or nothing"))
-        credit = ""
+    elif part is not None and success in ("0", "1") and (success == "1") != (part == 1):
+        remedy = "1 and 1 is the whole task, 0 and less a part of it; correct what is wrong, or leave credit empty"
+        faults.append(_fault(number, f"success = {success!r}, column partial_credit", credit, remedy))
+    operator = unicodedata.normalize("NFC", named["operator"])  # one name, on whatever keyboard its accents were typed
     return Outcome(
         row,
         int(success) if success in ("0", "1") else None,
-        float(credit) if credit else None,
-        named["operator"] or None,
+        part,
+        operator or None,
         named["time"] or None,
         named["note"] or None,
     )

@@ -6,10 +6,12 @@ import csv
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import groupby, pairwise
@@ -22,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egoscale.cli import main
-from egoscale.recipe import RecipeError
+from egoscale.recipe import RecipeError, WorldRecipe
 from egoscale.sweep.ledger import collect
 from egoscale.sweep.plan import plan
 from egoscale.sweep.trials import HASH, Key, digest, of_run, policy, schedule, sheet_text, write
@@ -219,6 +221,59 @@ def test_policies_of_a_sweep_come_back_as_its_own_table_has_them(runs: Path, tmp
     assert table["trials"].to_list() == [12, 12] and table["trials_lift"].to_list() == [6, 6]
 
 
+SIZES = ("grid.models.small={width=32, num_layers=1}", "grid.models.large={width=64, num_layers=2}")
+PARAMETERS = {32: 10_000, 64: 80_000}
+
+
+@pytest.fixture
+def sized(tmp_path: Path) -> Path:
+    """A finished sweep of toys, in which numbers of scenes and sizes differ."""
+    for job in plan(toy_stages.sweep("grid.scenes=[1, 2]", *SIZES)).jobs.values():
+        found = dict(toy_stages.RESULTS.get(job.stage, {}))
+        if isinstance(job.recipe, WorldRecipe):
+            found["num_parameters"] = PARAMETERS[job.recipe.model.blocks.width]
+        job.create(tmp_path / "runs").finish(found)
+    return tmp_path / "runs"
+
+
+def tabled(folder: Path) -> pl.DataFrame:
+    """The table of a sheet that the command line wrote into a folder, filled in here."""
+    rows = list(csv.DictReader((folder / "sheet.csv").open(newline="")))
+    sheet = saved([row | {"success": "1"} for row in rows], folder / "sheet.csv")
+    return record(sheet, folder / "key.json").table()
+
+
+def test_scenes_and_sizes_of_a_sweep_are_in_the_table_of_its_real_trials(sized: Path, tmp_path: Path) -> None:
+    changes = [word for change in ("grid.scenes=[1, 2]", *SIZES) for word in ("--set", change)]
+    changes += [word for change in toy_stages.SMALL for word in ("--set", change)]
+    words = ("--sweep", "sweeps/tabletop", *changes, "--root", sized)
+    tasks = ("--tasks", "touch,lift", "--trials", "2", "--initial-conditions", "1")
+    assert run("trials", "schedule", *words, *tasks, "--out", tmp_path / "out") == 0
+    table = tabled(tmp_path / "out")
+    simulated = collect(sized, plan(toy_stages.sweep("grid.scenes=[1, 2]", *SIZES)).jobs.values())
+    same = [name for name in simulated.columns if not name.startswith(("successes", "trials", "evaluate"))]
+    assert {"scenes", "model", "parameters"} < set(same)
+    assert table.columns[: len(simulated.columns)] == simulated.columns
+    assert table.sort("finetune_key").select(same).equals(simulated.sort("finetune_key").select(same))
+    assert table.select("hours", "scenes", "model", "seed").is_unique().all()  # no row is another's double
+
+
+def test_policies_named_one_by_one_tell_their_scenes_and_sizes(sized: Path, tmp_path: Path) -> None:
+    policies = dict(policy(str(run), sized) for run in (sized / "finetune").iterdir())
+    write(schedule(policies, ["touch"], 1, 1, 0), tmp_path / "all")
+    table = tabled(tmp_path / "all")
+    assert "model" not in table.columns  # a name in a grid; no run knows it
+    found = sorted(table.select("hours", "scenes", "parameters").rows(), key=str)
+    assert found == [(0.0, None, None)] * 2 + [(0.25, n, size) for n in (1, 2) for size in PARAMETERS.values()]
+    one = {name: row for name, row in policies.items() if row["parameters"] == 10_000}
+    write(schedule(one, ["touch"], 1, 1, 0), tmp_path / "one")
+    assert "parameters" not in tabled(tmp_path / "one").columns  # as of a sweep whose grid names no sizes
+    for stage in ("subset", "world"):
+        shutil.rmtree(sized / stage)  # gone from this machine: not known, and no error
+    rows = [policy(str(run), sized)[1] for run in (sized / "finetune").iterdir()]
+    assert {(row["scenes"], row["parameters"]) for row in rows} == {(None, None)}
+
+
 def test_a_policy_is_a_run_below_root_or_a_path_or_a_name(runs: Path) -> None:
     run = next((runs / "finetune").iterdir())
     assert policy(str(run), Path("elsewhere")) == policy(f"finetune/{run.name}", runs)
@@ -249,7 +304,8 @@ def test_record_of_a_schedule_counts_what_was_written(
     (folder / "key.json").write_text(key.text())
     rows = filled(key, seed)
     for row in rows:
-        row["partial_credit"] = random.Random(f"{seed} {row['trial']}").choice(["", "0", "0.25", "1.0", ".5"])
+        grades = ["", "1", "1.0"] if row["success"] == "1" else ["", "0", "0.25", ".5"]
+        row["partial_credit"] = random.Random(f"{seed} {row['trial']}").choice(grades)
     random.Random(seed).shuffle(rows)  # a spreadsheet may have sorted them
     found = record(saved(rows, folder / "sheet.csv"), folder / "key.json")
     assert found.key == key and found.num_missing == 0
@@ -316,6 +372,19 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "credit in per cent": (lambda rows: rows[1].update(partial_credit="50%"), r"'50%': write a number from 0 to 1"),
     "credit below 0": (lambda rows: rows[1].update(partial_credit="-0.5"), r"partial_credit = '-0.5'"),
     "credit nan": (lambda rows: rows[1].update(partial_credit="nan"), r"partial_credit = 'nan'"),
+    "success without all credit": (
+        lambda rows: rows[1].update(success="1", partial_credit="0.9"),
+        r"row 3, column success = '1', column partial_credit = '0.9': 1 and 1 is the whole task, .* leave credit empty",
+    ),
+    "all credit without success": (
+        lambda rows: rows[1].update(success="0", partial_credit="1,0"),
+        r"row 3, column success = '0', column partial_credit = '1,0': 1 and 1 is the whole task",
+    ),
+    "exchanged": (
+        lambda rows: [row.update(success=str(n % 2), partial_credit=str(1 - n % 2)) for n, row in enumerate(rows)],
+        r"row 2, column success = '0', column partial_credit = '1'",
+    ),
+    "two commas": (lambda rows: rows[1].update(partial_credit="0,5,5"), r"'0,5,5': write a number from 0 to 1"),
     "task": (lambda rows: rows[1].update(task="pull"), r"row 3, column task = 'pull': was printed as"),
     "block": (lambda rows: rows[1].update(block="9"), r"row 3, column block = '9': was printed as 1"),
     "start": (lambda rows: rows[1].update(initial_condition=""), r"column initial_condition = \(empty\): was printed"),
@@ -377,13 +446,56 @@ def test_spreadsheets_save_in_their_own_ways(key: Key, sealed: Path, tmp_path: P
         assert record(tmp_path / "other.csv", sealed).raw().equals(expected)
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_comma_is_a_decimal_point_too(separator: str, key: Key, sealed: Path, tmp_path: Path) -> None:
+    rows = filled(key, success="0")
+    for row, credit in zip(rows, ["0,5", ",25", "0,", "0.75"], strict=False):
+        row["partial_credit"] = credit
+    with (tmp_path / "sheet.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)  # quotes a comma where it must
+        writer.writeheader()
+        writer.writerows(rows)
+    assert record(tmp_path / "sheet.csv", sealed).raw()["partial_credit"].to_list()[:5] == [0.5, 0.25, 0.0, 0.75, None]
+
+
+@pytest.mark.parametrize(
+    ("line", "separator"),
+    [
+        ("sep=;", ";"),
+        ("SEP=,", ","),
+        ("sep=\t", "\t"),
+        ("sep=|", "|"),
+        ('"sep=;"', ";"),
+        ("sep=;;;;;", ";"),
+        ("sep=;,,,,", ","),
+    ],
+)
+def test_a_first_line_that_names_the_separator_is_no_header(
+    line: str, separator: str, key: Key, sealed: Path, tmp_path: Path
+) -> None:
+    rows = filled(key)
+    text = f"{line}\r\n" + "\r\n".join(
+        separator.join(cells) for cells in [[*rows[0]], *([*row.values()] for row in rows)]
+    )
+    (tmp_path / "sheet.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert record(tmp_path / "sheet.csv", sealed).raw()["success"].to_list() == [int(row["success"]) for row in rows]
+    (tmp_path / "sheet.csv").write_text(text.replace("Ada", "Ada" + separator, 1))
+    with pytest.raises(ValueError, match="row 2, column without a name"):  # numbered as by Excel, which hides the line
+        record(tmp_path / "sheet.csv", sealed)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "row 1: column trial is missing"),
         (b"trial,trial\n1,1\n", "row 1: column trial comes twice"),
         (b"\xff\xfet\x00r\x00", "save it as CSV in UTF-8"),
+        (b"PK\x03\x04\x14\x00\x06\x00\x08\x00\x00\x00!\x00b\xee\x9dh", "line 1: not UTF-8; .* not as a workbook"),
         (b'trial,block\n"1,2\n', "save it as CSV in UTF-8"),
+        (
+            "trial,operator\n1,Zoe\n2,Zoë\n".encode("cp1252"),
+            "line 3: not UTF-8; save it as CSV in UTF-8",
+        ),
         (",".join([*filled(made())[0]]).encode(), "holds no trial"),
     ],
 )
@@ -411,6 +523,29 @@ def test_remarks_may_hold_anything_and_operators_that_share_a_set_are_told(
     assert found.raw()["note"][0] == 'slipped, "twice"\nthen stopped' and found.raw()["time"][0] == "14:05"
     assert found.split_sets == 1
     assert "Ada; Bea" in found.table()["operator"].to_list()
+
+
+def test_names_with_accents_stay_one_name_each(key: Key, sealed: Path, tmp_path: Path) -> None:
+    rows = filled(key)
+    for row, name in zip(
+        rows, ["Zo\N{LATIN SMALL LETTER E WITH DIAERESIS}", "Zoe\N{COMBINING DIAERESIS}"] * 12, strict=True
+    ):
+        row["operator"] = name  # as typed on two machines
+    found = record(saved(rows, tmp_path / "sheet.csv"), sealed)
+    assert found.split_sets == 0 and set(found.table()["operator"]) == {"Zoë"}
+
+
+def test_a_spreadsheet_knows_the_sheet_for_utf_8_in_any_locale(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from egoscale.sweep.trials import schedule, write\n"
+        "write(schedule({'a': {}, 'b': {}}, ['\\u00f6ffnen'], 2, 1, 0), Path(sys.argv[1]))"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=os.environ | locale, check=True)
+    assert (tmp_path / "sheet.csv").read_bytes().startswith(b"\xef\xbb\xbftrial,block,")
+    assert "öffnen" in (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    found = record(tmp_path / "sheet.csv", tmp_path / "key.json", partial=True)
+    assert found.key.tasks == ["öffnen"]
 
 
 # --- the command line
