@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ def main() -> None:
             "submit", options.cluster, "--profile", str(ROOT / "slurm/profiles/cpu-test.toml"), environment=environment
         )
         sweep("status", options.cluster, "--watch", environment=environment)
+        while cluster.command("squeue", "--noheader"):  # the conclusion comes after the last run
+            time.sleep(1)
         slurm = cluster.command("sinfo", "--version").strip()
 
     found = list(differences(options.local, options.cluster, recipe.name))

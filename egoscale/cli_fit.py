@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from egoscale.cli_sweep import Root, Sets, planned
+from egoscale.cli_sweep import Root, Sets, planned, unfinished
 from egoscale.console import BAD_INPUT, read_table, shown
 
 if TYPE_CHECKING:
@@ -96,14 +96,9 @@ def _opened(
 
 
 def _tell_partial(rows: pl.DataFrame) -> None:
-    """Say which rows of a sweep's table are not done: a law of what happened to finish is not the study's."""
-    unfinished = ("new", "running", "failed", "interrupted")  # what `sweep collect` writes beside "done"
-    if "state" not in rows.columns:
-        return
-    states = [state for state in rows["state"].to_list() if state in unfinished]
-    if states:
-        counts = ", ".join(f"{states.count(state)} {state}" for state in unfinished if state in states)
-        print(f"The table is partial: {len(states)} of {len(rows)} rows are not done ({counts}).\n")
+    """Say how many rows of a sweep's table, or of one of trials, are not done."""
+    if "state" in rows.columns and (partial := unfinished(rows["state"].to_list())):
+        print(f"{partial}\n")
 
 
 def _leading(study: str, table: Path | None, overrides: list[str] | None, root: Path, law: str | None) -> Fit:

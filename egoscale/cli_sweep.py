@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from egoscale.sweep.plan import Job, Plan
 
 DEFAULT_JOBS = 2
+MOST_LISTED = 20
 
 VERBS = ("plan", "run", "submit", "status", "cancel", "retry", "logs", "collect")
 
@@ -103,8 +105,28 @@ def planned(recipe: str, overrides: Sequence[str] | None) -> Plan:
     return plan(read)
 
 
+# What the column `state` of a table holds: of `sweep collect`, and of `trials record`.
+STATES = ("new", "running", "partial", "failed", "interrupted", "done")
+
+
+def unfinished(states: Sequence[str | None]) -> str:
+    """A line that says how many rows of a table are not done: a law of what happened to finish is not the study's.
+
+    Empty where all are done, or the column means something else.
+    """
+    if not set(states) & set(STATES):
+        return ""
+    left = Counter(state or "unknown" for state in states if state != "done")
+    order = [*STATES, *sorted(left.keys() - set(STATES))]
+    counts = ", ".join(f"{left[state]} {state}" for state in order if left[state])
+    return f"The table is partial: {left.total()} of {len(states)} rows are not done ({counts})." if left else ""
+
+
 def conclude(plan: Plan, root: Path) -> None:
-    """Print the law, the table and the path of the report."""
+    """Print the law, the table and the path of the report; first, how much of the table is missing."""
+    rows = plan.cells or [job for job in plan.jobs.values() if job.stage == "world"]
+    if partial := unfinished([job.run(root).state() for job in rows]):
+        print(f"{partial}\n")
     found = stages().conclude(plan.sweep, plan, root)
     for line in found.lines:
         print(line)
@@ -180,21 +202,26 @@ def sweep_submit(
         told = "\n".join(f"{notice.code}  {notice.message} {notice.remedy}" for notice in refused)
         raise ValueError(f"{told}\nnothing was sent: change the grid, or add --anyway")
     cluster = load_profile(find("slurm", profile))
+    told = ""
     for answer in submit_all(plan, root, cluster) if wait else [submit(plan, root, cluster)]:
-        for line in lines(answer):
-            print(line, flush=True)
+        text = "\n".join(lines(answer))
+        if text != told:
+            print(text, flush=True)
+        told = text
+        if answer.cancelled:
+            raise typer.Exit(INTERRUPTED)
 
 
 @sweep_app.command("cancel")
 def sweep_cancel(recipe: Sweep, overrides: Sets = None, root: Root = Path("runs")) -> None:
     """Take the runs of a sweep out of Slurm's queue; those at work save and end. What is done stays."""
-    from egoscale.sweep import slurm
-    from egoscale.sweep.study import Study
+    from egoscale.sweep.submission import cancel
 
-    study = Study(planned(recipe, overrides), root)
-    names = {element.array_id for element in study.elements() if element.state in slurm.ALIVE}
-    slurm.cancel(names)
-    print(f"{len(names)} arrays cancelled; `egoscale sweep submit` sends what is missing again")
+    found = cancel(planned(recipe, overrides), root)
+    law = ", and the conclusion" if found.conclusions else ""
+    print(f"{found.runs} runs cancelled{law}; `egoscale sweep submit` sends what is missing again")
+    if found.others:
+        print(f"{found.others} jobs stay in the queue: other grids of this sweep, and what they wait for")
 
 
 @sweep_app.command("retry")
@@ -227,28 +254,58 @@ def sweep_retry(
 @sweep_app.command("logs")
 def sweep_logs(
     recipe: Sweep,
-    run: Annotated[str, typer.Argument(help="A run as status names it: world/ab12cd34ef56, or the start of its key.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run (world/ab12cd34ef56), or the start of its name: several are listed; or conclusion."),
+    ],
     overrides: Sets = None,
     root: Root = Path("runs"),
-    lines: Annotated[int, typer.Option(help="Last lines of each log.")] = 40,
+    lines: Annotated[int, typer.Option(min=1, help="Last lines of each log.")] = 40,
 ) -> None:
-    """The events of a run and the end of its logs."""
+    """The events of a run and the end of its logs; or those of the job that fits the law."""
     from egoscale.sweep.study import Study
 
     plan = planned(recipe, overrides)
+    if run == "conclusion":
+        sent = Study(plan, root).conclusions()
+        if not sent:
+            raise ValueError(f"{recipe}: no conclusion was sent from {root}; `egoscale sweep submit` sends one")
+        print(f"conclusion: {len(sent)} sent, the last as job {sent[-1][0].job}")
+        if not sent[-1][1].is_file():
+            print(f"it has not begun, or was cancelled; its log will be {sent[-1][1]}")
+        _print_ends([log for _, log in sent], lines)
+        return
     stage, _, key = run.rpartition("/")
     found = [job for job in plan.jobs.values() if job.key.startswith(key) and job.stage.startswith(stage)]
     if len(found) != 1:
-        raise ValueError(f"{run}: {len(found)} runs of this sweep are called so; `egoscale sweep status` lists them")
+        raise ValueError(_listed(run, found, plan, root))
     folder = found[0].run(root)
     print(f"{found[0].title()} ({found[0]}): {folder.state()}")
     for event in folder.events():
         rest = ", ".join(f"{name} {value}" for name, value in event.items() if name not in ("time", "event", "ranks"))
         print(f"{event.get('time', '')}  {event['event']}  {rest}".rstrip())
-    for log in [folder.path / "log.txt", *Study(plan, root).logs(str(found[0]))]:
+    _print_ends([folder.path / "log.txt", *Study(plan, root).logs(str(found[0]))], lines)
+
+
+def _print_ends(logs: Sequence[Path], lines: int) -> None:
+    """The last lines of each log that holds any."""
+    for log in logs:
         if log.is_file() and log.stat().st_size:
             print(f"--- {log}")
             print("\n".join(log.read_text(errors="replace").splitlines()[-lines:]))
+
+
+def _listed(name: str, found: Sequence[Job], plan: Plan, root: Path) -> str:
+    """An error that lists the runs whose names begin so, or says how names begin."""
+    from egoscale.sweep.status import standing
+
+    if not found:
+        beginnings = ", ".join(dict.fromkeys(f"{job.stage}/" for job in plan.jobs.values()))
+        return f"{name}: no run of this sweep is called so; the beginning of a name lists runs: {beginnings}"
+    states = standing(plan, root).states
+    rows = [f"  {job}  {states[job.key]:<12}{job.title()}" for job in found[:MOST_LISTED]]
+    more = [f"  … and {len(found) - MOST_LISTED} more"] if len(found) > MOST_LISTED else []
+    return "\n".join([f"{name!r}: {len(found)} runs of this sweep are called so; give more of a name:", *rows, *more])
 
 
 @sweep_app.command("collect")
@@ -262,11 +319,11 @@ def sweep_collect(
     from egoscale.sweep.ledger import collect
 
     plan = planned(recipe, overrides)
-    table = collect(root, plan.jobs.values())
     file = out or root / f"{plan.sweep.name}.parquet"
-    file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--out {file}: must end in .csv or .parquet")
+    table = collect(root, plan.jobs.values())
+    file.parent.mkdir(parents=True, exist_ok=True)
     table.write_csv(file) if file.suffix == ".csv" else table.write_parquet(file)
     partial = table.filter(table["state"] != "done").height
     print(f"{file}: {table.height} cells" + (f", {partial} of them partial" if partial else ""))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["forecast", "objections", "sweep_app"]
 
 WATCH_EVERY_S = 3.0
+WATCH_SILENT_S = 30.0  # where Slurm does not answer, which it may take a minute to find out
 WATCH_SHARE = 0.1  # of the time that may be spent looking: a controller has others to answer
 
 
@@ -35,7 +36,9 @@ def sweep_plan(
     root: Root = Path("runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Jobs at a time on this machine.")] = DEFAULT_JOBS,
     profile: Annotated[str | None, typer.Option(help="On the cluster of a profile, as profiles/h100.")] = None,
-    device: Annotated[str, typer.Option(help="The GPU of the GPU-hours, where no profile names one.")] = "H100",
+    device: Annotated[
+        str | None, typer.Option(help="The GPU of the GPU-hours; default: what the profile names, else H100.")
+    ] = None,
     anyway: Anyway = False,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
@@ -117,7 +120,7 @@ def sweep_status(
 
 def _watched(plan: Plan, root: Path) -> Standing:
     """The standing, shown anew in its place until nothing runs or waits in a queue; without a terminal, as lines when
-    it changes."""
+    it changes. While Slurm does not answer nobody knows what waits, so the watch goes on."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -136,8 +139,10 @@ def _watched(plan: Plan, root: Path) -> Standing:
                 shown_in_place.update(Text(text), refresh=True)
             elif text != told:
                 print(text, flush=True)
-            idle = 0 if found.counts["running"] + found.counts["queued"] else idle + 1
+            waited_for = found.counts["running"] + found.counts["queued"] or found.silent_since
+            idle = 0 if waited_for else idle + 1
             if found.complete or idle > 1 or (idle and not told):  # between two runs of a machine there may be none
                 return found
             told = text
-            time.sleep(max(WATCH_EVERY_S, (time.monotonic() - began) / WATCH_SHARE))
+            took = time.monotonic() - began
+            time.sleep(WATCH_SILENT_S if found.silent_since else max(WATCH_EVERY_S, took / WATCH_SHARE))

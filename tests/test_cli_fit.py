@@ -60,6 +60,11 @@ def test_a_partial_table_is_called_so(study: Path, capsys: pytest.CaptureFixture
     assert "W_PARTIAL" in said and "3 of 30 cells of the grid are missing" in said
     assert code_of("ask", "hours", str(study), "--target", "0.9", "--second", "50") == 0
     assert "The table is partial" in capsys.readouterr().out
+    rows = table().with_columns(state=pl.Series(["done"] * 26 + ["partial"] * 2 + ["stale", None]))  # trials record
+    rows.write_csv(study.parent / "runs.csv")
+    assert code_of("fit", str(study), "--no-figures") == 0
+    said = capsys.readouterr().out
+    assert "The table is partial: 4 of 30 rows are not done (2 partial, 1 stale, 1 unknown)." in said
     table().with_columns(state=pl.lit("CA")).write_csv(study.parent / "runs.csv")  # a column of another meaning
     assert code_of("fit", str(study), "--no-figures") == 0
     assert "The table is partial" not in capsys.readouterr().out

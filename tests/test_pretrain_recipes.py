@@ -10,7 +10,8 @@ import pytest
 
 from egoscale.cli import checked
 from egoscale.recipe import load_recipe
-from egoscale.stages.dry import DEVICE_GB, Place, cost, told
+from egoscale.stages.dry import Place, cost
+from egoscale.stages.dry_page import told
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "pretraining.md"
@@ -37,7 +38,7 @@ def test_it_checks_and_fits_where_it_says(path):
     of = cost(recipe, [place(path)], latents=latents)
     assert not of.layouts[0].fault
     # A tenth of the card is left to the driver, fragments and kernels.
-    assert of.layouts[0].total_bytes < 0.9 * DEVICE_GB[of.device] * 1e9
+    assert of.layouts[0].total_bytes < 0.9 * of.device_gb * 1e9
     if path != TOKENIZER:
         assert of.parameters == pytest.approx(SIZES[path.stem.rsplit("-", 1)[1]], rel=0.1)
         assert recipe.model.model_dump().keys() == load_recipe(path.parent / path.name).model.model_dump().keys()

@@ -83,8 +83,8 @@ def _num_gpus(num_ranks: int) -> int:
 
 
 def dry_run(recipe: Any, **options: Any) -> list[str]:
-    """What a training stage would cost, a line a number; needs no GPU and no data. Options: `dry.told`."""
-    from egoscale.stages.dry import told
+    """What a training stage would cost, a line a number; needs no GPU and no data. Options: `dry_page.told`."""
+    from egoscale.stages.dry_page import told
 
     return told(recipe, **options)
 

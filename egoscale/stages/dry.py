@@ -8,10 +8,8 @@ upper limit. Not counted: the driver and its libraries (about 1 GB), fragmentati
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,18 +37,15 @@ from egoscale.recipe import (
     TrainSpec,
     VideoTokenizerSpec,
     WorldRecipe,
-    load_recipe,
 )
-from egoscale.sweep.profile import load_profile
 from egoscale.train.deepspeed_json import changes_anywhere, deepspeed_config, shown
 from egoscale.train.order import split
 from egoscale.train.ranks import Ranks
-from egoscale.train.throughput import peak_flops_per_s
+from egoscale.train.throughput import DEVICES, memory_gb, peak_flops_per_s
 
 # The share of the bf16 peak that sharded training of such models is known to reach, recomputation counted: 40-50 %
 # (8 x H200, DeepSpeed, ZeRO 2: 47 %; 8 x H100, FSDP2: 33-39 %; ml-engineering's and torchtitan's tables).
 UTILISATION = 0.4
-DEVICE_GB = {"H100": 80, "H200": 141, "A100": 80}  # makers' data sheets, SXM parts; 1 GB = 1e9 bytes
 CODE_DIM = 32
 VIDEO_HZ = (5, 30)
 BUCKET = 500_000_000  # numbers that DeepSpeed reduces at a time (train/deepspeed_json.py)
@@ -104,7 +99,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Cost:
-    """Everything that `--dry-run` says; `--json` prints it with each layout's sum."""
+    """Everything that `--dry-run` says; `--json` prints it with each layout's sum. device_gb: 1e9 bytes."""
 
     stage: str
     parameters: int
@@ -121,6 +116,7 @@ class Cost:
     checkpoint_bytes: int
     checkpoints_kept: str
     device: str
+    device_gb: float
     peak_flops_per_s: float
     utilisation: float
     gpu_hours: float
@@ -243,9 +239,10 @@ def cost(
     model, spec = model_of(recipe, latents), recipe.train
     places = places or (Place(1), Place(8))
     device = places[0].device
-    peak = peak_flops_per_s(device)
-    if peak is None or device not in DEVICE_GB:
-        raise ValueError(f"device {device!r}: its speed and memory are not known here; known: {', '.join(DEVICE_GB)}")
+    peak, memory = peak_flops_per_s(device), memory_gb(device)
+    if peak is None or memory is None:
+        known = ", ".join(words for words, *_ in DEVICES)
+        raise ValueError(f"device {device!r}: its speed and memory are not known here; known: {known}")
     step = 3 * model.forward_flops * spec.batch_size
     again = model.forward_flops * model.recomputed_fraction * spec.batch_size
     seen, hours = spec.num_steps * spec.batch_size * model.frames, getattr(recipe, "hours", 0.0)
@@ -272,6 +269,7 @@ def cost(
         checkpoint_bytes=checkpoint_bytes(model.parameters, model.parameters, model.muon, spec.zero_stage),
         checkpoints_kept=kept,
         device=device,
+        device_gb=memory,
         peak_flops_per_s=peak,
         utilisation=UTILISATION,
         gpu_hours=gpu_hours,
@@ -302,117 +300,3 @@ def deepspeed_changes(recipe: BaseModel, place: str = "") -> list[str]:
         elif isinstance(value, BaseModel):
             found += deepspeed_changes(value, f"{here}.")
     return found
-
-
-def told(
-    recipe: Any,
-    profile: Path | None = None,
-    gpus: Sequence[int] = (),
-    tokenizer: Path | None = None,
-    price: float = 0.0,
-    as_json: bool = False,
-) -> list[str]:
-    """What `egoscale train RECIPE --dry-run` prints: a table, or JSON.
-
-    `profile` (a file of slurm/profiles) says on what and how many GPUs, `gpus` overrides how many; `tokenizer` is the
-    recipe whose latents a model of latents would see.
-
-    Raises ValueError for what cannot be told, FileNotFoundError for a file that is missing.
-    """
-    latents = None
-    if tokenizer is not None:
-        read = load_recipe(tokenizer)
-        if not isinstance(read, TokenizerRecipe):
-            raise ValueError(f"{tokenizer}: a recipe of stage {read.stage!r}; --tokenizer wants one of a tokenizer")
-        latents = read.tokenizer
-    of = cost(recipe, _places(recipe.stage, profile, gpus), price, latents)
-    if as_json:
-        return [json.dumps({**_plain(of), "deepspeed_changes": deepspeed_changes(recipe)}, indent=1)]
-    return lines(of) + deepspeed_changes(recipe)
-
-
-def _places(stage: str, profile: Path | None, gpus: Sequence[int]) -> tuple[Place, ...]:
-    if profile is None:
-        return tuple(Place(number) for number in gpus)
-    read = load_profile(profile)
-    name = read.resource_class(stage)
-    has = read.resources[name]
-    if not has.gpus_per_node or not has.gpu_type:
-        raise ValueError(
-            f"{profile}: [resources.{name}], which stage {stage!r} takes, has no gpus_per_node or no gpu_type: "
-            f"leave --profile out, or name a profile with GPUs; known are {', '.join(DEVICE_GB)}"
-        )
-    numbers = gpus or (has.num_nodes * has.gpus_per_node,)
-    return tuple(Place(number, has.gpu_type.upper(), max(8, has.gpus_per_node)) for number in numbers)
-
-
-def lines(of: Cost) -> list[str]:
-    """The table: a line a number."""
-    hours = ", ".join(f"{_count(value)} h at {at}" for at, value in of.hours_seen.items())
-    again = f", and {of.flops_recomputed_step:.3g} again" if of.flops_recomputed_step else ""
-    written = [
-        f"stage            {of.stage}",
-        f"parameters       {of.parameters:,}",
-        f"FLOPs a step     {of.flops_step:.3g}{again} (forward x 3; {of.flops_forward_sample:.3g} a sample forward)",
-        f"steps            {of.num_steps:,} x {of.batch_size:,} samples, ZeRO {of.zero_stage}, {of.precision}",
-        f"frames seen      {of.frames_seen:,} = {hours}",
-    ]
-    if of.epochs:
-        epochs = ", ".join(f"{value:.3g} at {at}" for at, value in of.epochs.items())
-        written.append(f"epochs           {epochs} over {of.unique_hours:,g} unique hours")
-    twice = " twice" if of.zero_stage else ""  # whole, or in pieces at stage 3, and what each rank updates of them
-    written += [
-        f"training state   {_size(of.state_bytes)}: weights{twice}, gradients, moments in fp32",
-        f"checkpoint       {_size(of.checkpoint_bytes)}; kept: {of.checkpoints_kept}",
-        f"total FLOPs      {of.flops_total:.3g} = {_count(of.gpu_hours)} GPU-hours of an {of.device} at "
-        f"{of.utilisation:.0%} of {of.peak_flops_per_s / 1e12:.0f} TFLOP/s",
-    ]
-    if of.price:
-        written.append(f"money            {of.money:,.0f} at {of.price:g} a GPU-hour")
-    if of.assumed:
-        written.append(f"assumed          {of.assumed}")
-    return written + _memory(of)
-
-
-def _memory(of: Cost) -> list[str]:
-    """A column a layout, a row a part."""
-    shown = [one for one in of.layouts if not one.fault]
-    faults = [f"not on {one.place.num_gpus:,} GPUs".ljust(19) + f"  {one.fault}" for one in of.layouts if one.fault]
-    if not shown:
-        return faults
-    names = list(dict.fromkeys(name for one in shown for name in one.bytes_by_part))
-    rows = [
-        ("GPUs", [f"{one.place.num_gpus:,}" for one in shown]),
-        ("  nodes", [one.place.nodes for one in shown]),
-        ("  samples a GPU", [f"{one.micro_batch} x {one.passes}" for one in shown]),
-        ("  days", [_count(of.days[str(one.place.num_gpus)]) for one in shown]),
-        ("bytes a device", ["" for _ in shown]),
-        *((f"  {name}", [_size(one.bytes_by_part.get(name, 0.0)) for one in shown]) for name in names),
-        ("  at most", [_size(one.total_bytes) for one in shown]),
-        ("  of", [f"{DEVICE_GB[one.place.device]} GB{_verdict(one)}" for one in shown]),
-    ]
-    if any(one.host_bytes for one in shown):
-        rows.append(("host, a device", [_size(one.host_bytes) for one in shown]))
-    return [f"{name:<19}" + "".join(f"{text:>16}" for text in texts).rstrip() for name, texts in rows] + faults
-
-
-def _verdict(one: Layout) -> str:
-    return "" if one.total_bytes < DEVICE_GB[one.place.device] * 1e9 else " !"
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def _size(number: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if number >= size / 10:
-            return f"{number / size:,.2f} {unit}" if number < 10 * size else f"{number / size:,.1f} {unit}"
-    return f"{number / 1e3:,.1f} kB" if number else "0"
-
-
-def _plain(of: Cost) -> dict[str, Any]:
-    data = asdict(of)
-    for plain, one in zip(data["layouts"], of.layouts, strict=True):
-        plain["total_bytes"] = one.total_bytes
-    return data

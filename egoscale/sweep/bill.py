@@ -31,12 +31,14 @@ Forecaster = Callable[[Job, str], Forecast | None]  # (job, device) -> None wher
 @dataclass
 class StageCost:
     """One stage of a sweep. `shared`: runs that several cells need. Costs are those of the runs that are not done;
-    None: not known. hours: of one run after the other, on what it runs on."""
+    None: not known. device: the GPU of its GPU-hours, empty where it uses none. hours: of one run after the other, on
+    what it runs on."""
 
     stage: str
     runs: int = 0
     shared: int = 0
     states: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
+    device: str = ""
     gpu_hours: float | None = 0.0
     gpu_hours_from: Source = "unknown"
     hours: float | None = 0.0
@@ -62,6 +64,7 @@ class Step:
 class Cost:
     """A sweep's cost. Sums leave out what is unknown; `unknown` names the stages (of gpu_hours, hours, disk_bytes).
 
+    device: the GPU of the GPU-hours; several with commas between, none where no stage uses one.
     disk_bytes: to come, by kind: weights, latents, video, other; checkpoints: at most at any time, deleted at the end
     of each run. critical: the longest chain of unfinished runs; wall_hours: until the last run ends.
     """
@@ -101,7 +104,7 @@ def lines(cost: Cost, table: Callable[[pl.DataFrame], str] = str) -> list[str]:
     out = [f"{cost.name}: {cost.cells} cells from {cost.runs} runs", table(_stages(cost))]
     if cost.done == cost.runs:
         return [*out, "nothing left to run"]
-    out.append(f"GPU-hours      {_at_least(cost, 'gpu_hours')}{_number(cost.gpu_hours)} of an {cost.device}")
+    out.append(f"GPU-hours      {_at_least(cost, 'gpu_hours')}{_by_device(cost)}")
     kept = {kind: size for kind, size in cost.disk_bytes.items() if kind != "checkpoints"}
     parts = ", ".join(f"{kind} {_size(size)}" for kind, size in kept.items())
     out.append(
@@ -140,6 +143,25 @@ def _stages(cost: Cost) -> pl.DataFrame:
         row |= {"hours": _number(stage.hours) if left else "", "by ": stage.hours_from if left else ""}
         rows.append(row | {"disk": _size(stage.disk_bytes) if left else ""})
     return pl.DataFrame(rows)
+
+
+def gpu_name(gpu_type: str) -> str:
+    """A GPU as a person calls it, from what `sinfo` calls it: "nvidia_h100_pcie" is an "NVIDIA H100 PCIE"."""
+    return gpu_type.replace("_", " ").upper()
+
+
+def an(device: str) -> str:
+    """A GPU with its article, by how its first letter is said: "an H100", "a B200"."""
+    return f"{'an' if device[:1].upper() in 'AEFHILMNORSX' else 'a'} {device}"
+
+
+def _by_device(cost: Cost) -> str:
+    """GPU-hours of each kind of GPU: those of one are not those of another."""
+    hours: dict[str, float] = {}
+    for stage in cost.stages:
+        if stage.unfinished and stage.device:
+            hours[stage.device] = hours.get(stage.device, 0.0) + (stage.gpu_hours or 0.0)
+    return ", ".join(f"{_number(spent)} of {an(device)}" for device, spent in hours.items()) or _number(cost.gpu_hours)
 
 
 def _at_least(cost: Cost, what: str) -> str:

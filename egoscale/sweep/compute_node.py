@@ -33,6 +33,7 @@ def answer(asked: Mapping[str, Any]) -> int:
         "egoscale": __version__,
         "packages": {name: _import(name) for name in asked["packages"]},
         "gpus": _num_gpus() if "torch" in asked["packages"] else 0,
+        "cpus": len(os.sched_getaffinity(0)),  # that this rank may run on
         "first": first,
         "resolves": _resolves(first),
         "requeue": _requeue(),

@@ -13,7 +13,7 @@ from typing import Any
 
 from egoscale.recipe import STAGES
 from egoscale.sweep.arrays import arrays
-from egoscale.sweep.bill import Cost, Forecast, Forecaster, Source, StageCost, Step
+from egoscale.sweep.bill import Cost, Forecast, Forecaster, Source, StageCost, Step, gpu_name
 from egoscale.sweep.makespan import makespan
 from egoscale.sweep.measured import bytes_by_kind
 from egoscale.sweep.plan import Job, Plan
@@ -22,6 +22,7 @@ from egoscale.sweep.progress import Estimate
 
 NO_MODEL = ("film", "teleop", "catalog", "select", "subset")  # stages that run no model, and so need no GPU
 FLOAT16_BYTES = 2
+DEVICE = "H100"  # where neither a person nor a profile names a GPU
 
 
 def cost(
@@ -30,12 +31,12 @@ def cost(
     workers: int,
     profile: Profile | None = None,
     forecast: Forecaster | None = None,
-    device: str = "H100",
+    device: str | None = None,
 ) -> Cost:
     """What the unfinished runs of `plan` cost, `workers` at a time on this machine, or on the cluster of `profile`.
 
     forecast: what a recipe says (`egoscale.stages.forecast`); None where torch is absent. device: the GPU of the
-    GPU-hours where the profile names none.
+    GPU-hours; default: what the profile names for the stage, else DEVICE.
     """
     return _Costing(plan, root, workers, profile, forecast, device).total()
 
@@ -48,7 +49,7 @@ class _Costing:
         workers: int,
         profile: Profile | None,
         forecast: Forecaster | None,
-        device: str,
+        device: str | None,
     ) -> None:
         self.plan, self.root, self.workers, self.profile, self.device = plan, root, workers, profile, device
         self._forecast, self._forecasts = forecast, dict[tuple[Any, ...], Forecast | None]()
@@ -78,6 +79,7 @@ class _Costing:
         for key, job in self.unfinished.items():
             stage = stages[job.stage]
             gpu, stage.gpu_hours_from = self.gpu_hours(job)
+            stage.device = "" if stage.gpu_hours_from == "no GPU" else self.device_of(job.stage)
             hours[key], stage.hours_from = self.hours(job)
             kinds, stage.disk_from = self.disk(job)
             stage.gpu_hours = _plus(stage.gpu_hours, gpu)
@@ -93,7 +95,7 @@ class _Costing:
             name=self.plan.sweep.name,
             cells=len(self.plan.cells),
             stages=present,
-            device=self.device,
+            device=", ".join(dict.fromkeys(stage.device for stage in open_ if stage.device)),
             gpu_hours=sum(stage.gpu_hours or 0.0 for stage in open_),
             disk_bytes=disk,
             critical=self.critical(hours),
@@ -121,7 +123,7 @@ class _Costing:
 
     def device_of(self, stage: str) -> str:
         named = self.profile.resources[self.profile.resource_class(stage)].gpu_type if self.profile else ""
-        return named.upper() or self.device
+        return self.device or gpu_name(named) or DEVICE
 
     def gpus(self, stage: str) -> int | None:
         """GPUs of one run on the profile's cluster; None without a profile."""

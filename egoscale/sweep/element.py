@@ -23,11 +23,12 @@ from typing import Any
 
 from egoscale.sweep import slurm
 from egoscale.sweep.ledger import RunFolder, RunLockedError, reason_of
-from egoscale.sweep.lock import slurm_job, take_away
+from egoscale.sweep.lock import of_this_attempt, silent, slurm_job, take_away
 from egoscale.sweep.worker import REQUEUE, resolve
 
 DONE, FAILED, AGAIN = 0, 1, 75
 LOCKED_POLL_S = 5.0
+RANK_POLL_S = 1.0
 INPUT_PATIENCE_S = 30.0  # a network file system may show a file of another node so late (acdirmin of NFS)
 # A step that ends so was not ended by the run itself: a hang (egoscale.train.watch), the time limit (the job script);
 # above 128, a kill (128 + signal).
@@ -37,7 +38,8 @@ EXECUTE = "egoscale.stages:execute"
 
 
 def run(folder: RunFolder, execute: str) -> int:
-    """Run one folder to its end on this rank; the exit code. Another process at work on it is waited for.
+    """Run one folder to its end on this rank; the exit code. Another process at work on it is waited for, as long as it
+    shows life.
 
     A run whose inputs are not finished is not begun: a dependency on a job that Slurm has forgotten, or that somebody
     took out of the queue, counts as satisfied.
@@ -51,13 +53,19 @@ def run(folder: RunFolder, execute: str) -> int:
             if main:
                 folder.event("blocked", reason=reason, job=slurm_job())
             return FAILED
+        if not main:
+            _await_rank_0(folder)
         while folder.result() is None:
             try:
-                resolve(execute)(str(folder.path), _silent)
+                resolve(execute)(str(folder.path), _unheard)
             except RunLockedError as error:
                 if take_away(folder.path / "lock", slurm.ended):
                     print(f"{error}: that job has ended; its lock is taken away", flush=True)
                     continue
+                gone = silent(folder.path / "lock")
+                if gone is not None:  # the GPUs are better off elsewhere meanwhile
+                    print(gone, flush=True)
+                    return AGAIN
                 print(f"{error}; waiting", flush=True)
                 time.sleep(LOCKED_POLL_S)
                 continue
@@ -76,14 +84,27 @@ def run(folder: RunFolder, execute: str) -> int:
     return DONE
 
 
+def _await_rank_0(folder: RunFolder) -> None:
+    """Until rank 0 of this attempt holds the run, or it is done. Another process may be at work on it for hours before:
+    ranks that went ahead would wait for rank 0 in the rendezvous, and fail there."""
+    while folder.result() is None and not of_this_attempt(folder.path / "lock"):
+        time.sleep(RANK_POLL_S)
+        _look_anew(folder)
+
+
+def _look_anew(folder: RunFolder) -> None:
+    """Makes a network file system ask its server what is there."""
+    with contextlib.suppress(OSError):
+        list(folder.path.iterdir())
+
+
 def _unfinished(folder: RunFolder) -> RunFolder | None:
     """An input that has no result, after a while of looking; at once where it failed."""
     end = time.monotonic() + INPUT_PATIENCE_S
     while True:
         waiting = None
         for source in folder.inputs().values():
-            with contextlib.suppress(OSError):
-                list(source.path.iterdir())  # makes a network file system look anew
+            _look_anew(source)
             if source.result() is None:
                 waiting = source
                 break
@@ -96,8 +117,9 @@ def ended(folder: RunFolder, code: int, retries: int) -> int:
     """The verdict on a step that ended with `code`; the reason of what went wrong is noted in the folder.
 
     A run that saved and asks to go on goes on; one that failed by its own word is not tried again; whatever else ended
-    it, without a word (a kill, a hang, a lost node, the time limit), is tried again `retries` times. A checkpoint
-    further on than any before begins the count anew.
+    it, without a word (a kill, a hang, a lost node, the time limit, a lock whose holder shows no life), is tried again
+    `retries` times. A checkpoint further on than any before begins the count anew. One that waited for a holder that
+    shows life waits on.
     """
     if folder.result() is not None:
         return DONE
@@ -105,9 +127,10 @@ def ended(folder: RunFolder, code: int, retries: int) -> int:
     names = {event["event"] for event in mine}
     if names & {"fail", "blocked"}:
         return FAILED  # the same would happen again
-    if code == REQUEUE and ("save" in names or folder.holder() is not None):
+    gone = silent(folder.path / "lock") if code in (AGAIN, REQUEUE) else None
+    if code == REQUEUE and ("save" in names or (folder.holder() is not None and gone is None)):
         return REQUEUE
-    reason = _reason(code, "start" in names)
+    reason = gone or _reason(code, "start" in names)
     attempts = 1 + _retries(folder.events(), slurm_job())
     if code != 0 and attempts <= retries:
         folder.event("retry", reason=reason, attempt=attempts, job=slurm_job())
@@ -163,7 +186,7 @@ def _reason(code: int, started: bool) -> str:
     return f"the step ended with code {code} and no result"
 
 
-def _silent(report: Any) -> None:
+def _unheard(report: Any) -> None:
     """Reports go nowhere: the folder is read."""
 
 

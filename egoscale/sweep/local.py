@@ -19,6 +19,8 @@ from typing import Any
 
 from rich.console import Console
 
+from egoscale.sweep import slurm
+from egoscale.sweep.lock import silent, take_away
 from egoscale.sweep.plan import Job, Plan
 from egoscale.sweep.progress import Display, Estimate, display, duration
 from egoscale.sweep.worker import (
@@ -34,6 +36,8 @@ from egoscale.sweep.worker import (
 
 POLL_S = 0.25
 LOCKED_POLL_S = 1.0
+ASK_SLURM_S = 30.0  # between two questions whether the job that holds a run has ended
+ANSWER_S = 5.0  # for the answer: the workers wait to be heard meanwhile
 
 
 @dataclass
@@ -62,6 +66,15 @@ class _Worker:
     outcome: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Locked:
+    """A run that another process holds: when it was looked at, when Slurm was asked about it, and what to say of it."""
+
+    looked: float
+    asked: float = float("-inf")
+    waits: str = "waits for another process"
+
+
 def run(
     plan: Plan,
     root: Path,
@@ -77,7 +90,8 @@ def run(
     `execute(run_path, report)` runs one folder to its end: a function, or "package.module:function".
     `preload` names modules to import once, before the workers are forked. A job that fails blocks only those
     that need it. SIGINT and SIGTERM stop the workers (they have `grace_s` to save); the summary then says
-    `interrupted`. A second signal kills them. What another process works on is waited for.
+    `interrupted`. A second signal kills them. What another process works on is waited for; where that was a Slurm job,
+    and Slurm says that it has ended, its lock is taken away.
     """
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}: at least one job at a time")
@@ -106,7 +120,7 @@ class _Executor:
         self.summary = Summary()
         self.estimate = Estimate(plan, root, workers)
         self.working: dict[str, _Worker] = {}
-        self.locked: dict[str, float] = {}  # held by another process; when it was last looked at
+        self.locked: dict[str, _Locked] = {}
         self.requeues: dict[str, int] = {}
         self.signals = 0
         self.stop_at: float | None = None
@@ -134,7 +148,7 @@ class _Executor:
                     job.create(self.root)
                 while True:
                     if not self.signals:
-                        self._look_at_locked()
+                        self._look_at_locked(shown)
                         self._launch(threads, shown)
                     else:
                         self._stop(shown)
@@ -150,7 +164,8 @@ class _Executor:
                     now = time.monotonic()
                     working = {key: (now - w.started, w.fraction) for key, w in self.working.items()}
                     left = self.estimate.left(waiting, working)
-                    shown.standing(self.summary.done, len(self.plan.jobs), left)
+                    held = [f"{self.plan.jobs[key].title()}: {locked.waits}" for key, locked in self.locked.items()]
+                    shown.standing(self.summary.done, len(self.plan.jobs), left, held)
             finally:
                 for worker in self.working.values():  # only after an error of ours
                     _signal_group(worker, signal.SIGKILL)
@@ -223,7 +238,7 @@ class _Executor:
             self.estimate.learn(job, seconds)
             outcome, reason = "done", ""
         elif outcome == "locked":
-            self.locked[job.key] = time.monotonic()
+            self.locked[job.key] = _Locked(time.monotonic())
         elif self.signals:
             outcome = "saved" if outcome == "requeue" else "interrupted"
         elif outcome == "requeue" and self.requeues.get(job.key, 0) < MAX_REQUEUES:
@@ -244,13 +259,20 @@ class _Executor:
         del self.unfinished[key]
         self.summary.done += 1
 
-    def _look_at_locked(self) -> None:
-        """Runs that another process holds: done, or ours again when it has let go."""
-        for key, looked in list(self.locked.items()):
-            if time.monotonic() - looked < LOCKED_POLL_S:
+    def _look_at_locked(self, shown: Display) -> None:
+        """Runs that another process holds: done, or ours again when it has let go, or was a Slurm job that ended."""
+        for key, locked in list(self.locked.items()):
+            if time.monotonic() - locked.looked < LOCKED_POLL_S:
                 continue
-            state = self.plan.jobs[key].run(self.root).state()
-            self.locked[key] = time.monotonic()
+            job = self.plan.jobs[key]
+            folder = job.run(self.root)
+            lock = folder.path / "lock"
+            if time.monotonic() - locked.asked > ASK_SLURM_S:
+                if take_away(lock, lambda held: slurm.ended(held, ANSWER_S)):
+                    shown.say(f"{job.title()} ({job}): what held it has ended; its lock is taken away")
+                locked.asked = time.monotonic()
+            state = folder.state()
+            locked.looked, locked.waits = time.monotonic(), silent(lock) or f"waits for {folder.holder()}"
             if state != "running":
                 del self.locked[key]
             if state == "done":

@@ -9,9 +9,13 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+BEAT_S = 60.0  # between two touches of a lock by the process that holds it
+SILENT_S = 600.0  # without a touch: a file server may be away for minutes, and machines' clocks differ
 
 
 class RunLockedError(RuntimeError):
@@ -31,7 +35,7 @@ def holder(lock: Path) -> str | None:
     pid, host, mine = owner["pid"], owner["host"], slurm_job()
     if host == socket.gethostname():
         return f"process {pid} on {host}" if process_start(pid) == owner.get("started") else None
-    if mine and owner.get("job") == mine and owner.get("attempt") != os.environ.get("SLURM_RESTART_COUNT", "0"):
+    if mine and owner.get("job") == mine and owner.get("attempt") != _attempt():
         return None
     return f"process {pid} on {host}"
 
@@ -44,17 +48,42 @@ def _owner(lock: Path) -> dict[str, Any] | None:
         return None
 
 
+def silent(lock: Path) -> str | None:
+    """What to say of a lock whose holder, which may be on another machine, has not touched it for SILENT_S; None where
+    nobody holds it, or the holder shows life."""
+    who = holder(lock)
+    try:
+        seconds = time.time() - lock.stat().st_mtime
+    except OSError:
+        return None
+    if who is None or seconds < SILENT_S:
+        return None
+    return f"{who} holds the run, and has shown no life for {seconds / 60:.0f} min; if it is gone, delete {lock}"
+
+
+def of_this_attempt(lock: Path) -> bool:
+    """Is this the lock of a process of this attempt of this Slurm job: of rank 0, where another rank asks?"""
+    owner, mine = _owner(lock), slurm_job()
+    return bool(owner and mine and owner.get("job") == mine and owner.get("attempt") == _attempt())
+
+
 def orphaned(lock: Path, ended: Callable[[str], bool]) -> bool:
-    """Is this the lock of a Slurm job on another machine that has ended without unlocking (a lost node, a kill)?
+    """Is its owner gone without unlocking: a process of this machine, or a Slurm job on another (a lost node, a kill)?
 
     ended: whether a job ("17", "17_3") is known to have ended.
     """
     owner = _owner(lock)
-    return bool(owner and owner["host"] != socket.gethostname() and owner.get("job") and ended(owner["job"]))
+    if owner is None:
+        return False
+    if owner["host"] == socket.gethostname():
+        return holder(lock) is None
+    return bool(owner.get("job") and ended(owner["job"]))
 
 
 def take_away(lock: Path, ended: Callable[[str], bool]) -> bool:
     """Remove an orphaned lock (see `orphaned`); was it one?"""
+    if not lock.exists():
+        return False
     with alone(lock.parent):
         if not orphaned(lock, ended):
             return False
@@ -68,12 +97,20 @@ def slurm_job() -> str:
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
+def _attempt() -> str:
+    """Which attempt of its Slurm job this process is part of, from "0"."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
 @contextlib.contextmanager
 def held(lock: Path) -> Iterator[None]:
-    """Hold `lock`. RunLockedError where a live process has it; a dead one's lock is taken over."""
+    """Hold `lock`. RunLockedError where a live process has it; a dead one's lock is taken over.
+
+    It is touched every minute while it is held, which is all that other machines can see of this process.
+    """
     owner = {"pid": os.getpid(), "started": process_start(os.getpid()), "host": socket.gethostname()}
     if slurm_job():
-        owner |= {"job": slurm_job(), "attempt": os.environ.get("SLURM_RESTART_COUNT", "0")}
+        owner |= {"job": slurm_job(), "attempt": _attempt()}
     mine = json.dumps(owner)
     with alone(lock.parent):
         other = holder(lock)
@@ -83,12 +120,23 @@ def held(lock: Path) -> Iterator[None]:
                 f"or delete the file {lock.name} there if that machine is gone"
             )
         _create(lock, mine)
+    let_go = threading.Event()
+    threading.Thread(target=_beat, args=(lock, mine, let_go), name="lock", daemon=True).start()
     try:
         yield
     finally:
+        let_go.set()
         with contextlib.suppress(OSError), alone(lock.parent):
             if lock.read_text() == mine:
                 lock.unlink()
+
+
+def _beat(lock: Path, mine: str, let_go: threading.Event) -> None:
+    """Touch a lock, as long as it is this process's own, until it is let go."""
+    while not let_go.wait(BEAT_S):
+        with contextlib.suppress(OSError):
+            if lock.read_text() == mine:
+                os.utime(lock)
 
 
 def _create(lock: Path, text: str) -> None:
@@ -113,7 +161,7 @@ def write_whole(path: Path, text: str, durable: bool = True) -> None:
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             if durable:

@@ -219,12 +219,19 @@ def _check_cells(sweep: SweepRecipe, name: str) -> None:
                 "add it, or leave `grid.demos` out to pretrain only"
             )
     assert sweep.teleop is not None
-    if min(asked) < 1 or max(asked) > sweep.teleop.num_demos:
+    remedies = [f"take {number} out" for number in sorted(set(asked)) if number < 1]
+    if max(asked) > sweep.teleop.num_demos:
+        remedies.append(f"raise `teleop.num_demos` to {max(asked)}")
+    if remedies:
         raise RecipeError(
             f"{name}: keys `grid.demos` = {list(grid.demos)} and `grid.scratch_demos` = "
             f"{list(grid.scratch_demos)}: must lie in 1..{sweep.teleop.num_demos}, the number recorded; "
-            f"raise `teleop.num_demos` to {max(asked)}"
+            f"{' and '.join(remedies)}"
         )
+
+
+# Seconds of stages whose recipes do not say how much there is to do: that is in the video, an hour of it or a thousand.
+UNSIZED_S = {"catalog": 3.0, "select": 3.0, "subset": 3.0, "encode": 10.0}
 
 
 def weight(recipe: Any, inputs: Collection[str]) -> float:
@@ -245,8 +252,6 @@ def weight(recipe: Any, inputs: Collection[str]) -> float:
             return float(recipe.num_demos * 0.02 + 2)
         case "tokenizer":
             return training(recipe.train, recipe.window_frames)
-        case "encode":
-            return 10.0
         case "latent-action":
             return training(recipe.train, 2)
         case "world":
@@ -260,4 +265,4 @@ def weight(recipe: Any, inputs: Collection[str]) -> float:
             return (policy + slot) * size(recipe.world.blocks)
         case "evaluate":
             return float(recipe.num_episodes * 0.03 + 1)
-    return 3.0
+    return UNSIZED_S[recipe.stage]

@@ -42,11 +42,12 @@ def examine(profile: Profile, root: Path, wait_s: float = PROBE_WAIT_S) -> Itera
 
 
 def _classes(profile: Profile) -> dict[str, list[str]]:
-    """Classes of resources that stages take, each with its stages."""
+    """Classes of resources that stages and the conclusion take, each with their names."""
     found: dict[str, list[str]] = {}
     for stage in STAGES:
         if stage != "sweep":
             found.setdefault(profile.resource_class(stage), []).append(stage)
+    found.setdefault(profile.conclusion_class, []).append("conclusion")
     return found
 
 

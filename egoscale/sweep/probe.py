@@ -227,6 +227,11 @@ def _node(probe: _Probe, answer: Mapping[str, Any]) -> Iterator[Finding]:
     if probe.resources.gpus_per_node and not absent and answer["gpus"] == 0:
         remedy = "install the torch build for the nodes' CUDA driver (`nvidia-smi` in a job says which)"
         yield Finding("GPUs", "bad", f"{node}: the job was given a GPU, and torch sees none", remedy)
+    asked = probe.resources.cpus_per_task
+    if answer.get("cpus", asked) < asked:
+        what = f"{node}: the step may run on {answer['cpus']} of the {asked} cores that cpus_per_task asks for"
+        remedy = "ask your administrators how steps are bound (TaskPlugin, TaskPluginParam of `scontrol show config`)"
+        yield Finding("cores", "bad", what, remedy)
     if not answer["resolves"]:
         what = f"{node}: the name of the first node, {answer['first']}, leads nowhere; ranks would wait for ever"
         yield Finding("network", "bad", what, "add the nodes to DNS or /etc/hosts, or set MASTER_ADDR in `environment`")

@@ -105,6 +105,12 @@ class Profile(Spec):
         """Name of the class that a stage takes."""
         return self.stages.get(stage, "default")
 
+    @property
+    def conclusion_class(self) -> str:
+        """Name of the class of the job that fits the law. It needs no GPU, and partitions of GPUs may refuse such jobs:
+        "default", which stages that need one do not take, where there is one."""
+        return "default" if "default" in self.resources else self.resource_class("evaluate")
+
 
 def load_profile(path: Path) -> Profile:
     """Read and check a profile. Raises FileNotFoundError, RecipeError (file, key, value, what is allowed)."""

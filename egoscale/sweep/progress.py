@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,13 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from egoscale.sweep.measured import finished
-from egoscale.sweep.plan import Job, Plan
+from egoscale.sweep.plan import UNSIZED_S, Job, Plan
 
 HEARTBEAT_S = 30.0  # between two lines about the jobs at work, where there is no terminal
 
 
 class Estimate:
-    """Seconds that jobs will take: their weights, scaled by what finished jobs of the stage really took."""
+    """Seconds that jobs will take: their weights, scaled by what finished jobs of the stage really took.
+
+    A stage that has finished none is scaled by all those together that have, as a slow machine is slow in all of them,
+    but for the unsized ones: what they took tells how much video there is, and nothing of the machine.
+    """
 
     def __init__(self, plan: Plan, root: Path, workers: int) -> None:
         self.plan, self.workers = plan, workers
@@ -41,8 +45,9 @@ class Estimate:
         """Expected seconds of a whole job."""
         if self._weights[job.stage]:
             return job.weight * self._seconds[job.stage] / self._weights[job.stage]
-        known = sum(self._weights.values())
-        return job.weight * (sum(self._seconds.values()) / known if known else 1.0)
+        sized = [stage for stage in self._weights if stage not in UNSIZED_S]
+        known = sum(self._weights[stage] for stage in sized)
+        return job.weight * (sum(self._seconds[stage] for stage in sized) / known if known else 1.0)
 
     def measured(self, stage: str) -> bool:
         """Whether runs of this stage have finished; else its seconds are an order of magnitude."""
@@ -75,12 +80,12 @@ class Estimate:
 
 
 class Display(Protocol):
-    """What the executor tells as it goes."""
+    """What the executor tells as it goes. `held`: a line for each run that another process holds."""
 
     def started(self, job: Job) -> None: ...
     def reported(self, job: Job, report: Mapping[str, Any]) -> None: ...
     def ended(self, job: Job, state: str, seconds: float, reason: str) -> None: ...
-    def standing(self, done: int, total: int, left_s: float) -> None: ...
+    def standing(self, done: int, total: int, left_s: float, held: Sequence[str] = ()) -> None: ...
     def say(self, text: str) -> None: ...
     def close(self) -> None: ...
 
@@ -133,8 +138,9 @@ class Bars:
         if reason:
             self.say(f"{job.title()} ({job}) {state} after {duration(seconds)}: {reason}")
 
-    def standing(self, done: int, total: int, left_s: float) -> None:
+    def standing(self, done: int, total: int, left_s: float, held: Sequence[str] = ()) -> None:
         note = f"about {duration(left_s)} left" if done < total else ""
+        note += f"; {len(held)} held by other processes" if held else ""
         self._progress.update(self._whole, completed=done, total=total, counts=f"{done}/{total} jobs", note=note)
 
     def say(self, text: str) -> None:
@@ -166,13 +172,13 @@ class Lines:
         self._paces.pop(job.key, None)
         self.say(f"{job.title()} ({job}) {state} after {duration(seconds)}" + (f": {reason}" if reason else ""))
 
-    def standing(self, done: int, total: int, left_s: float) -> None:
+    def standing(self, done: int, total: int, left_s: float, held: Sequence[str] = ()) -> None:
         standing = f"{done}/{total} jobs done" + (f", about {duration(left_s)} left" if done < total else "")
         changed = standing.partition(",")[0] != self._standing
         if changed or time.monotonic() - self._spoke > HEARTBEAT_S:
             self._standing = standing.partition(",")[0]
-            at_work = "" if changed else "; " + "; ".join(self._paces.values())
-            self.say(f"sweep {self._name}: {standing}{at_work}")
+            at_work = [] if changed else [*self._paces.values(), *held]
+            self.say("; ".join([f"sweep {self._name}: {standing}", *at_work]))
 
     def say(self, text: str) -> None:
         self._spoke = time.monotonic()

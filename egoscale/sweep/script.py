@@ -65,7 +65,7 @@ def render(
     # As on one machine: a library that starts a thread a core of the node is slow, and sums in another order.
     threads = threads_environment(resources.cpus_per_task)
     setup += [f"export {key}=${{{key}:-{value}}}" for key, value in threads.items()]
-    step, within, beside = _container(profile)
+    step, within, beside = _container(profile, resources)
     values = {
         "DIRECTIVES": "\n".join(directives),
         "ELEMENTS": shlex.quote(str(elements)),
@@ -74,6 +74,7 @@ def render(
         "SETUP": "\n".join(setup),
         "NODES": str(resources.num_nodes),
         "TASKS": str(resources.num_tasks),
+        "CPUS": str(resources.cpus_per_task),
         "SRUN": step,
         "WITHIN": within,
         "BESIDE": beside,
@@ -83,7 +84,7 @@ def render(
     return re.sub(r"@([A-Z_]+)@", lambda mark: values[mark[1]], template)
 
 
-def _container(profile: Profile) -> tuple[str, str, str]:
+def _container(profile: Profile, resources: ResourceSpec) -> tuple[str, str, str]:
     """(options of srun, words before the command of a step, words before a command beside it) that put a job into its
     image: Pyxis does it to steps alone, so what runs beside the step is a small step too."""
     box = profile.container
@@ -92,7 +93,7 @@ def _container(profile: Profile) -> tuple[str, str, str]:
     if box.kind == "pyxis":
         mounts = f" --container-mounts={shlex.quote(','.join(box.mounts))}" if box.mounts else ""
         image = f" --container-image={shlex.quote(box.image)}{mounts}"
-        return image, "", f"srun --nodes=1 --ntasks=1{image} "
+        return image, "", f"srun --nodes=1 --ntasks=1 --cpus-per-task={resources.cpus_per_task}{image} "
     binds = "".join(f"--bind {shlex.quote(mount)} " for mount in box.mounts)
     within = f"apptainer exec --nv {binds}{shlex.quote(box.image)} "
     return "", within, within

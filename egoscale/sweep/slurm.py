@@ -33,6 +33,10 @@ class SlurmError(RuntimeError):
     """Slurm refused, or did not answer."""
 
 
+class NoSlurmError(SlurmError):
+    """This machine has no such command."""
+
+
 class ControllerAwayError(SlurmError):
     """The controller did not answer: it may have taken what was sent to it, or not."""
 
@@ -68,10 +72,10 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(command: Sequence[str], given: str | None = None, timeout_s: float = TIMEOUT_S) -> str:
-    """Output of a Slurm command. SlurmError with its own words where it fails or is missing, ControllerAwayError where
-    nobody answers."""
+    """Output of a Slurm command. SlurmError with its own words where it fails, NoSlurmError where it is missing,
+    ControllerAwayError where nobody answers."""
     if shutil.which(command[0]) is None:
-        raise SlurmError(f"`{command[0]}` is not on this machine: submit from a login node of the cluster")
+        raise NoSlurmError(f"`{command[0]}` is not on this machine: submit from a login node of the cluster")
     try:
         done = subprocess.run(
             command,
@@ -155,10 +159,10 @@ def queue(name_prefix: str, user: str = "") -> list[QueuedElement]:
     return found
 
 
-def ended(job: str) -> bool:
+def ended(job: str, timeout_s: float = TIMEOUT_S) -> bool:
     """Has a job ("17", "17_3") ended, or is it forgotten? False where Slurm cannot be asked."""
     try:
-        answer = run(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}"])
+        answer = run(["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}"], timeout_s=timeout_s)
     except SlurmError as error:
         return "Invalid job id" in str(error)
     return not ALIVE & set(answer.split())

@@ -14,7 +14,7 @@ from typing import Literal
 from egoscale.recipe import STAGES
 from egoscale.sweep import slurm
 from egoscale.sweep.ledger import RunFolder
-from egoscale.sweep.lock import orphaned
+from egoscale.sweep.lock import orphaned, silent
 from egoscale.sweep.plan import Job, Plan
 from egoscale.sweep.progress import Estimate, duration
 from egoscale.sweep.study import Study
@@ -41,6 +41,8 @@ class Standing:
     fractions: dict[str, float] = field(default_factory=dict)  # of runs at work that say how far they are
 
     asked: Mapping[str, slurm.QueuedElement] | None = None  # run -> what Slurm remembers of it; None: not asked
+    by_folder: dict[str, State] = field(default_factory=dict)  # what the run folders alone say
+    silent_since: datetime.datetime | None = None  # the first look of those in which Slurm did not answer
 
     @property
     def counts(self) -> Counter[State]:
@@ -56,7 +58,8 @@ def standing(plan: Plan, root: Path, workers: int = 1, before: Standing | None =
 
     A run that its folder calls interrupted or new and that Slurm will start is queued; one whose input failed, or
     that Slurm says can never start, is blocked. Where Slurm does not answer, a note says so and the folders remain.
-    before: an earlier look; what was done then is not looked at again.
+    before: an earlier look; what was done then is not looked at again, and where Slurm does not answer now, a run whose
+    folder says what it said then is what it was then.
     """
     states: dict[str, State] = {}
     reasons: dict[str, str] = {}
@@ -66,21 +69,24 @@ def standing(plan: Plan, root: Path, workers: int = 1, before: Standing | None =
             continue
         folder = job.run(root)
         state: State = folder.state()
+        gone = state == "running" and silent(folder.path / "lock") is not None
+        if gone and [event["event"] for event in folder.events()][-1:] == ["fail"]:  # it was waited for in vain
+            state = "failed"
         states[key] = state
         if state == "failed":
             told = [event.get("reason", "") for event in folder.events() if event["event"] == "fail"]
             reasons[key] = told[-1] if told else "no reason noted"
-    found = Standing(states, plan.jobs, reasons)
+    found = Standing(states, plan.jobs, reasons, by_folder=dict(states))
     study = Study(plan, root)
     unfinished = [key for key, state in states.items() if state != "done"]
     if unfinished and study.slurm.is_dir():
-        _ask_slurm(found, study, unfinished)
+        _ask_slurm(found, study, unfinished, before)
     for key, job in plan.jobs.items():  # inputs come before users
         if states[key] in ("new", "interrupted", "queued") and any(
             states[source.key] in ("failed", "blocked") for source in job.inputs.values()
         ):
             states[key] = "blocked"
-    if found.asked:
+    if found.asked is not None:
         _tell_fallen(found, study)
     _tell_time(found, plan, root, workers, unfinished)
     return found
@@ -89,8 +95,8 @@ def standing(plan: Plan, root: Path, workers: int = 1, before: Standing | None =
 def _tell_time(found: Standing, plan: Plan, root: Path, workers: int, unfinished: Sequence[str]) -> None:
     """How far the runs at work are, and the time left at the number of them that are at work now."""
     running = [key for key in unfinished if found.states[key] == "running"]
-    if not running and any(found.states[key] == "queued" for key in unfinished):
-        return  # all depends on when Slurm begins
+    if not running:
+        return  # nobody works, or all depends on when Slurm begins
     working: dict[str, tuple[float, float]] = dict.fromkeys(running, (0.0, 0.0))
     for key in running[:LOOKED_INTO]:
         elapsed, fraction = _progress(plan.jobs[key], plan.jobs[key].run(root))
@@ -98,8 +104,7 @@ def _tell_time(found: Standing, plan: Plan, root: Path, workers: int, unfinished
         if fraction is not None:
             found.fractions[key] = fraction
     waiting = [plan.jobs[key] for key in unfinished if found.states[key] not in ("failed", "blocked", "running")]
-    if waiting or working:
-        found.left_s = Estimate(plan, root, max(workers, len(running))).left(waiting, working)
+    found.left_s = Estimate(plan, root, max(workers, len(running))).left(waiting, working)
 
 
 def _progress(job: Job, folder: RunFolder) -> tuple[float, float | None]:
@@ -121,11 +126,21 @@ def _progress(job: Job, folder: RunFolder) -> tuple[float, float | None]:
         return elapsed, None
 
 
-def _ask_slurm(found: Standing, study: Study, unfinished: list[str]) -> None:
+def _ask_slurm(found: Standing, study: Study, unfinished: list[str], before: Standing | None) -> None:
     try:
         found.asked = study.newest()
-    except slurm.SlurmError as error:
+    except slurm.NoSlurmError as error:
         found.notes.append(f"Slurm was not asked: {error}")
+        return
+    except slurm.SlurmError as error:
+        found.silent_since = datetime.datetime.now().astimezone()
+        if before is None:
+            found.notes.append(f"Slurm was not asked: {error}")
+        else:
+            found.silent_since = before.silent_since or found.silent_since
+            _keep(found, unfinished, before)
+            since = f"{found.silent_since:%H:%M:%S}"
+            found.notes.append(f"Slurm cannot be asked since {since}, and what waits is shown as it was then: {error}")
         return
     pending: Counter[str] = Counter()
     for key in unfinished:
@@ -148,6 +163,15 @@ def _ask_slurm(found: Standing, study: Study, unfinished: list[str]) -> None:
     named = ", ".join(f"{count} {reason}" for reason, count in pending.most_common(4))
     if named:
         found.notes.append(f"waiting in the queue: {named}")
+
+
+def _keep(found: Standing, unfinished: list[str], before: Standing) -> None:
+    """What Slurm said, when it answered, of the runs whose folders say now what they said then."""
+    for key in unfinished:
+        if found.by_folder[key] == before.by_folder[key]:
+            found.states[key] = before.states[key]
+            if found.states[key] != "failed":
+                found.reasons.pop(key, None)
 
 
 def _tell_fallen(found: Standing, study: Study) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import itertools
 import json
 import time
@@ -13,11 +15,14 @@ from egoscale.recipe import resolved_toml
 from egoscale.sweep import slurm
 from egoscale.sweep.arrays import Array, arrays
 from egoscale.sweep.element import EXECUTE
-from egoscale.sweep.lock import alone, write_whole
+from egoscale.sweep.ledger import RunFolder, key_column
+from egoscale.sweep.lock import alone, take_away, write_whole
 from egoscale.sweep.plan import Job, Plan
 from egoscale.sweep.profile import Profile
 from egoscale.sweep.script import render
-from egoscale.sweep.study import CONCLUSION, Sent, Study, user_name
+from egoscale.sweep.study import Sent, Study, user_name
+
+CONCLUSION_MIN = 60  # its time limit: reading ten thousand folders and some bootstraps are minutes
 
 
 @dataclass
@@ -30,6 +35,18 @@ class Submitted:
     sent: int = 0
     held_back: int = 0  # runs not sent because of the profile's max_submitted
     waiting: int = 0  # runs not sent because an input is neither done, nor in the queue, nor sent
+    conclusion: Sent | None = None  # the job that fits the law, sent now or waiting in the queue already
+    log: Path | None = None  # of the conclusion
+    cancelled: bool = False  # nothing was sent: the grid was cancelled since
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What was taken out of the queue, and how many elements of other grids of the sweep stay in it."""
+
+    runs: int = 0
+    conclusions: int = 0
+    others: int = 0
 
 
 def submit(
@@ -48,12 +65,20 @@ def submit(
     Raises SlurmError where Slurm refuses, or does not answer for some minutes; what was sent before is noted, and the
     same command goes on.
     """
-    study = Study(plan, root)
+    return _in_turn(Study(plan, root), profile, set(only) if only is not None else None, execute)
+
+
+def _in_turn(
+    study: Study, profile: Profile, only: set[str] | None, execute: str, cancellations: int | None = None
+) -> Submitted:
+    """Send, with no other submission of the sweep at it; nothing where the grid was cancelled more often than that."""
     study.slurm.mkdir(parents=True, exist_ok=True)
     with alone(study.slurm / "turn"):
-        write_whole(study.folder / "recipe.toml", resolved_toml(plan.sweep))
+        if cancellations is not None and study.cancellations() > cancellations:
+            return Submitted(cancelled=True)
+        write_whole(study.recipe, resolved_toml(study.plan.sweep))
         write_whole(study.slurm / "profile.json", profile.model_dump_json(indent=1))
-        return _send(study, profile, set(only) if only is not None else None, execute)
+        return _send(study, profile, only, execute)
 
 
 def submit_all(
@@ -61,16 +86,56 @@ def submit_all(
 ) -> Iterator[Submitted]:
     """Submit, and again whenever the queue has room for what was held back, until nothing is; what each call did.
 
-    A run is sent once: what fails meanwhile is left for another submission, and so is what waits for it.
+    A run is sent once: what fails meanwhile is left for another submission, and so is what waits for it. `cancel`,
+    typed elsewhere, ends it.
     """
-    left = {str(job) for job in plan.jobs.values()}
+    study = Study(plan, root)
+    left, cancellations = {str(job) for job in plan.jobs.values()}, study.cancellations()
     while True:
-        answer = submit(plan, root, profile, left, execute)
+        answer = _in_turn(study, profile, left, execute, cancellations)
         left -= {run for sent in answer.arrays for run in sent.runs.values()}
         yield answer
         if not answer.held_back:
             return
         time.sleep(every_s)
+
+
+def cancel(plan: Plan, root: Path) -> Cancelled:
+    """Take the runs of a plan out of Slurm's queue, and its conclusion; a submission that waits sends no more of it.
+
+    What another grid of the same sweep has in the queue stays, and so do runs of both that it waits for.
+    """
+    study = Study(plan, root)
+    if not study.slurm.is_dir():
+        return Cancelled()
+    with alone(study.slurm / "turn"):
+        study.note(cancelled=study.grid)
+        alive = [element for element in study.elements() if element.state in slurm.ALIVE]
+        wanted = {str(job) for job in plan.jobs.values()}
+        at_work = list(study.by_run(alive))
+        wanted -= _inputs_of((run for run, _ in at_work if run not in wanted), study.root)
+        runs = [element for run, element in at_work if run in wanted]
+        last = [element for element in alive if element.name.endswith(study.conclusion)]
+        slurm.cancel(element.array_id for element in last)  # first: it would start when the others are gone
+        kept = set(alive) - set(runs) - set(last)
+        shared = {element.array_id for element in kept}
+        slurm.cancel(
+            f"{element.array_id}_{element.index}" if element.array_id in shared else element.array_id
+            for element in runs
+        )
+    return Cancelled(len(runs), len(last), len(kept))
+
+
+def _inputs_of(runs: Iterable[str], root: Path) -> set[str]:
+    """All that these runs ("world/ab12…") are made from, directly or not, as their folders say."""
+    found: set[str] = set()
+    unseen = list(runs)
+    while unseen:
+        with contextlib.suppress(OSError, ValueError):  # somebody took the folder away
+            new = {str(source) for source in RunFolder(root / unseen.pop()).inputs().values()} - found
+            found |= new
+            unseen += new
+    return found
 
 
 def _send(study: Study, profile: Profile, only: set[str] | None, execute: str) -> Submitted:
@@ -108,13 +173,54 @@ def _send(study: Study, profile: Profile, only: set[str] | None, execute: str) -
         answer.arrays.append(sent)
         answer.sent += len(array.elements)
         number += 1
-    pending = [element for element in elements if element.name.endswith(CONCLUSION) and element.state == "PENDING"]
-    if ids and not answer.held_back and (answer.arrays or not pending):
-        _submit_conclusion(study, profile, sorted(set(ids.values()), key=int), number)
-    else:
-        pending = pending[:-1]
-    slurm.patiently(lambda: slurm.cancel(element.array_id for element in pending))
+    _conclude(study, profile, elements, sorted(set(ids.values()), key=int), number, answer)
     return answer
+
+
+def _conclude(
+    study: Study,
+    profile: Profile,
+    elements: Sequence[slurm.QueuedElement],
+    ids: Sequence[str],
+    number: int,
+    answer: Submitted,
+) -> None:
+    """See to it that one conclusion of this grid is to come: after all that is in the queue or was sent (`ids`), in the
+    place of one that does not wait for all of it; where all has ended, at once, unless one has told of it."""
+    own = [element for element in elements if element.name.endswith(study.conclusion)]
+    own = [element for element in own if element.state in slurm.ALIVE]
+    waits = [element for element in own if element.state == "PENDING" and not element.never]
+    replaced = [element for element in own if element.state == "PENDING"]
+    if ids:
+        missing = bool(answer.arrays) or not waits
+    else:
+        missing = answer.done > 0 and all(element.never for element in own) and not _reported(study)
+    if missing and not answer.held_back:
+        _submit_conclusion(study, profile, ids, number)
+        answer.conclusion, answer.log = study.conclusions()[-1]
+    elif waits:
+        replaced.remove(waits[-1])
+        known = [found for found in study.conclusions() if study.prefix + found[0].name == waits[-1].name]
+        answer.conclusion, answer.log = known[-1] if known else (None, None)
+    slurm.patiently(lambda: slurm.cancel(element.array_id for element in replaced))
+
+
+def _reported(study: Study) -> bool:
+    """Whether the report is about this grid, and no older than its newest result."""
+    plan, folder = study.plan, study.root / "report" / study.plan.sweep.name
+    if plan.cells:
+        column, asked = key_column("evaluate"), {job.key for job in plan.cells}
+    else:
+        column, asked = "run", {str(job) for job in plan.jobs.values() if job.stage == "world"}
+    try:
+        with (folder / "table.csv").open(newline="") as file:
+            rows = {row.get(column) for row in csv.DictReader(file)}
+        written = (folder / ("report.html" if plan.cells else "table.csv")).stat().st_mtime_ns
+    except OSError:
+        return False
+    results = [job.run(study.root).path / "result.json" for job in plan.jobs.values()]
+    newest = max((result.stat().st_mtime_ns for result in results if result.is_file()), default=0)
+    return rows == asked and written >= newest
 
 
 def _room(profile: Profile, wanted: int) -> int:
@@ -155,7 +261,8 @@ def _submit_array(
 ) -> Sent:
     name = f"{number:03d}-{array.name}"
     for job in array.elements.values():
-        job.create(study.root)
+        folder = job.create(study.root)
+        take_away(folder.path / "lock", slurm.ended)  # of a process that died here: the nodes cannot know that
     runs = {index: str(job) for index, job in sorted(array.elements.items())}
     elements = study.slurm / f"{name}.json"
     listed = {"root": str(study.root), "execute": execute, "retries": profile.max_retries, "runs": runs}
@@ -204,22 +311,28 @@ def dependencies(array: Array, ids: Mapping[str, str]) -> str:
 
 def _submit_conclusion(study: Study, profile: Profile, ids: Sequence[str], number: int) -> None:
     """The fit, when everything has ended, whichever way: it says what is missing."""
-    name = f"{number:03d}{CONCLUSION}"
+    name = f"{number:03d}{study.conclusion}"
     elements = study.slurm / f"{name}.json"
-    write_whole(elements, json.dumps({"root": str(study.root), "conclude": str(study.folder / "recipe.toml")}))
-    resources = profile.resources[profile.resource_class("evaluate")].model_copy(
-        update={"num_nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "max_running": 0}
-    )
-    after = "afterany:" + ":".join(ids)
-    script = render(profile, resources, study.prefix + name, elements, study.slurm, {0: "conclusion"}, after)
+    write_whole(elements, json.dumps({"root": str(study.root), "conclude": str(study.recipe)}))
+    of = profile.resources[profile.conclusion_class]
+    small = {"num_nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "max_running": 0}
+    resources = of.model_copy(update=small | {"time_limit_min": min(CONCLUSION_MIN, of.time_limit_min)})
+    unsignalled = profile.model_copy(update={"signal_before_end_s": 0})  # it has nothing to save
+    after = "afterany:" + ":".join(ids) if ids else ""
+    script = render(unsignalled, resources, study.prefix + name, elements, study.slurm, {0: "conclusion"}, after)
     write_whole(study.slurm / f"{name}.sbatch", script)
     _sbatch(study, name, script, {})
 
 
 def lines(answer: Submitted) -> Iterator[str]:
     """What was sent, for a person."""
+    if answer.cancelled:
+        yield "cancelled meanwhile: nothing more is sent; `egoscale sweep submit`, typed again, sends what is missing"
+        return
     for sent in answer.arrays:
         yield f"{sent.job}  {sent.name}: {len(sent.runs)} runs"
+    if answer.conclusion:
+        yield f"{answer.conclusion.job}  {answer.conclusion.name}: the law, when all have ended; log: {answer.log}"
     yield (
         f"{answer.sent} runs sent in {len(answer.arrays)} arrays; {answer.done} are done, "
         f"{answer.queued} were in the queue"

@@ -20,32 +20,58 @@ import torch
 TRAINING_FACTOR = 3.0  # forward + backward over forward alone: the backward pass multiplies by weights and by inputs
 
 
-# Dense bf16 with fp32 sums, as the makers' data sheets give it (no sparsity), by words of the name that CUDA reports;
-# the first that fits counts. An H100 by itself is the SXM part.
-PEAK_BF16_FLOPS_PER_S = (
-    ("GB200", 2.5e15),
-    ("B200", 2.25e15),
-    ("GH200", 989e12),
-    ("H200 NVL", 835e12),
-    ("H200", 989e12),
-    ("H100 NVL", 835e12),
-    ("H100 PCIe", 756e12),
-    ("H100", 989e12),
-    ("H800", 989e12),
-    ("A100", 312e12),
-    ("A800", 312e12),
-    ("L40S", 362e12),
-    ("A40", 149.7e12),
-    ("A10", 125e12),
-    ("L4", 121e12),
-    ("RTX 6000 Ada", 364e12),
-    ("MI300X", 1307e12),
+# Dense bf16 with fp32 sums (no sparsity) and gigabytes (1e9 bytes), as the makers' data sheets give them, by words of
+# the name that CUDA or Slurm reports; the first that fits counts. An H100 by itself is the SXM part, an A100 the one of
+# 80 GB, a GH200 the one of 96 GB.
+DEVICES = (
+    ("GB200", 2.5e15, 186),
+    ("B200", 2.25e15, 180),
+    ("GH200", 989e12, 96),
+    ("H200 NVL", 835e12, 141),
+    ("H200", 989e12, 141),
+    ("H100 NVL", 835e12, 94),
+    ("H100 PCIe", 756e12, 80),
+    ("H100", 989e12, 80),
+    ("H800", 989e12, 80),
+    ("A100", 312e12, 80),
+    ("A800", 312e12, 80),
+    ("L40S", 362e12, 48),
+    ("A40", 149.7e12, 48),
+    ("A10", 125e12, 24),
+    ("L4", 121e12, 24),
+    ("RTX 6000 Ada", 364e12, 48),
+    ("MI300X", 1307e12, 192),
 )
+MIG = re.compile(r"\b\d+g\.\d+gb\b")  # a part of a GPU, as NVIDIA names it: "3g.20gb"
 
 
 def peak_flops_per_s(device_name: str) -> float | None:
     """The bf16 peak of a device by its name; None for one that is not in the table: no guess is made."""
-    return next((peak for part, peak in PEAK_BF16_FLOPS_PER_S if re.search(rf"\b{part}\b", device_name)), None)
+    found = _device(device_name)
+    return found[1] if found else None
+
+
+def memory_gb(device_name: str) -> float | None:
+    """Gigabytes of a device by its name, those of the name where it says fewer ("A100-SXM4-40GB"); None as above."""
+    found = _device(device_name)
+    if found is None:
+        return None
+    return min([float(found[2]), *(float(size) for size in re.findall(r"\b(\d+)GB\b", _plain(device_name)))])
+
+
+def _device(name: str) -> tuple[str, float, int] | None:
+    """The row of a device, whoever wrote its name: CUDA ("NVIDIA H100 PCIe"), NVML through Slurm ("nvidia_h100_pcie")
+    or a person ("h100")."""
+    plain = _plain(name)
+    if MIG.search(plain.lower()):
+        return None
+    rows = ((row, re.escape(_plain(row[0]))) for row in DEVICES)
+    return next((row for row, words in rows if re.search(rf"\b{words}\b", plain)), None)
+
+
+def _plain(name: str) -> str:
+    """In capitals, with spaces between words."""
+    return re.sub(r"[_-]", " ", name).upper()
 
 
 def gemm_flops_per_s(dtype: torch.dtype, seconds: float = 0.2, device: torch.device | None = None) -> float:

@@ -76,6 +76,13 @@ def forgetful(booted_forgetful, monkeypatch) -> Iterator[object]:
     yield from lend(booted_forgetful, monkeypatch)
 
 
+@pytest.fixture
+def binding(monkeypatch) -> Iterator[object]:
+    """A cluster that binds each step to its cores."""
+    for booted in boot(extra="TaskPlugin=task/affinity\nTaskPluginParam=autobind=cores"):
+        yield from lend(booted, monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def page(booted, drawing, tmp_path_factory) -> object:
     """docs/slurm.md, gone through once on the cluster from its first command to its last."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from egoscale.cli import main
-from egoscale.recipe import validate
+from egoscale.recipe import STAGES, validate
 from egoscale.sweep import site, slurm
 from egoscale.sweep.preflight import examine
 from egoscale.sweep.profile import Profile
@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).parents[2] / "egoscale"
 
 
 def profile(**keys):
-    resources = {"default": {"time_limit_min": 20} | keys.pop("resources", {})}
+    resources = {"default": {"time_limit_min": 20} | keys.pop("resources", {}), **keys.pop("more", {})}
     return validate(Profile, {"name": "p", "resources": resources, **keys}, Path("p.toml"))
 
 
@@ -76,6 +76,16 @@ def test_a_sound_cluster(cluster, tmp_path, capsys):
         ({"resources": {"memory_gb_per_node": 100}}, "memory", "the largest node has 7.8"),
         ({"resources": {"cpus_per_task": 4}}, "cores", "the largest node has 2"),
         ({"resources": {"num_nodes": 5}}, "GPUs", "4 of main's 4 nodes fit gpus_per_node = 0; 5 are asked for"),
+        # Taken by the conclusion alone.
+        (
+            {
+                "resources": {"cpus_per_task": 4},
+                "more": {"small": {"time_limit_min": 20}},
+                "stages": {stage: "small" for stage in STAGES if stage != "sweep"},
+            },
+            "cores",
+            "[resources.default]: 0 of main's 4 nodes fit cpus_per_task",
+        ),
         ({"constraint": "infiniband"}, "constraint", "features of nodes are none"),
         ({"constraint": "a&b"}, "partition", "Slurm would refuse such a job"),
         ({"reservation": "tuesday"}, "partition", "Slurm would refuse such a job"),
@@ -168,6 +178,20 @@ def test_another_version_a_broken_torch_and_a_wrong_clock(cluster, tmp_path, mon
 def test_a_gpu_that_torch_does_not_see(cluster, tmp_path):
     found = bad(examine(profile(resources={"gpus_per_node": 1}), tmp_path))
     assert "torch sees none" in found["GPUs"]
+
+
+@pytest.mark.slurm
+def test_a_step_is_bound_to_all_the_cores_that_it_asks_for(binding, tmp_path):
+    found = list(examine(profile(resources={"cpus_per_task": 2}), tmp_path))
+    assert not bad(found) and any("see the same" in finding.what for finding in found), found
+
+
+@pytest.mark.slurm
+def test_a_step_that_gets_fewer_cores_than_it_asks_for(cluster, tmp_path):
+    python = wrapper(tmp_path, f'exec taskset -c 0 {sys.executable} "$@"')
+    found = bad(examine(profile(python=python, resources={"cpus_per_task": 2}), tmp_path / "runs"))
+    assert "may run on 1 of the 2 cores that cpus_per_task asks for" in found["cores"], found
+    nothing_left(tmp_path / "runs")
 
 
 @pytest.mark.slurm

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 import time
 
@@ -230,15 +232,52 @@ def test_cancelled_by_somebody(cluster, tmp_path):
 
 def test_a_lock_that_a_lost_node_left(cluster, planned, tmp_path):
     """Nothing can be seen of a process on another machine; that its job has ended is what Slurm knows."""
-    film = of(planned, "film")
+    film, world = of(planned, "film"), of(planned, "world")
     ended = cluster.command("sbatch", "--parsable", "--wait", "-o", "/dev/null", "--wrap", "true").strip()
+    left = {"pid": 71, "started": "x:1", "host": "node-that-is-gone", "job": ended, "attempt": "0"}
+    toy_stages.behave(tmp_path, film="saves", steps=LONG)
+    submit(planned, tmp_path, profile(), execute=EXECUTE)
+    (world.run(tmp_path).path / "lock").write_text(json.dumps(left))  # its element waits for the film
+    until(lambda: started(film, tmp_path))
+    finish(tmp_path)
+    assert wait(planned, tmp_path, over).complete, told(planned, tmp_path)
+    assert "its lock is taken away" in Study(planned, tmp_path).logs(str(world))[0].read_text()
+    sound(planned, tmp_path)
+
+
+def test_a_lock_that_a_killed_sweep_left_on_the_login_node(cluster, planned, tmp_path):
+    """A compute node cannot know that its process is gone: who submits there does."""
+    world, tokenizer = of(planned, "world"), of(planned, "tokenizer")
+    dead, unknown = ({"pid": 1, "started": "x:1", "host": host} for host in (socket.gethostname(), "login02"))
+    for job, owner in ((world, dead), (tokenizer, unknown)):
+        (job.create(tmp_path).path / "lock").write_text(json.dumps(owner))
+    toy_stages.behave(tmp_path, film="saves", steps=LONG)
+    submit(planned, tmp_path, profile(), execute=EXECUTE)
+    assert not (world.run(tmp_path).path / "lock").exists()
+    assert (tokenizer.run(tmp_path).path / "lock").exists()
+
+
+def test_a_run_of_two_nodes_that_a_login_node_holds(cluster, planned, tmp_path):
+    """All its ranks wait while the holder shows life; then they give their nodes back, so often, and say why."""
+    film = of(planned, "film")
     folder = film.create(tmp_path)
     folder.event("start")
-    lock = {"pid": 71, "started": "x:1", "host": "node-that-is-gone", "job": ended, "attempt": "0"}
-    (folder.path / "lock").write_text(json.dumps(lock))
-    submit(planned, tmp_path, profile(), execute=EXECUTE)
+    lock = folder.path / "lock"
+    lock.write_text(json.dumps({"pid": 4711, "started": "x:1", "host": "login01"}))
+    toy_stages.behave(tmp_path, film="apart", steps=LONG)
+    submit(planned, tmp_path, profile(per_stage={"film": {"num_nodes": 2}}), execute=EXECUTE)
+    (log,) = Study(planned, tmp_path).logs(str(film))
+    until(lambda: log.is_file() and log.read_text().count("waiting") == 2)
+    assert names(film, tmp_path) == ["start"] and not (folder.path / "rank1").exists(), told(planned, tmp_path)
+    os.utime(lock, (0, 0))
+    until(lambda: "retry" in names(film, tmp_path))
+    reason = folder.events()[-1]["reason"]
+    assert "process 4711 on login01 holds the run, and has shown no life" in reason and f"delete {lock}" in reason
+    lock.unlink()
+    until(lambda: (folder.path / "rank1").exists(), "the second rank")
+    finish(tmp_path)
     assert wait(planned, tmp_path, over).complete, told(planned, tmp_path)
-    assert "its lock is taken away" in Study(planned, tmp_path).logs(str(film))[0].read_text()
+    assert [name for name in names(film, tmp_path) if name != "retry"] == ["start", "start", "end"]
     sound(planned, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -30,10 +31,11 @@ from sent_sweeps import (
     wait,
 )
 
+from egoscale.recipe import load_recipe
 from egoscale.sweep import slurm
 from egoscale.sweep.plan import plan
 from egoscale.sweep.study import Study
-from egoscale.sweep.submission import lines, submit, submit_all
+from egoscale.sweep.submission import cancel, lines, submit, submit_all
 
 pytestmark = pytest.mark.slurm
 
@@ -205,15 +207,84 @@ def test_a_shell_killed_before_the_conclusion(cluster, planned, tmp_path, monkey
 
 
 def test_another_grid_of_the_same_sweep_is_left_alone(cluster, tmp_path):
+    """It keeps its runs, its recipe and its conclusion; each conclusion is about its own grid."""
     first, second = (plan(toy_stages.sweep(f"grid.seeds=[{seed}]")) for seed in (0, 1))
     toy_stages.behave(tmp_path, film="saves", steps=LONG)
     submit(first, tmp_path, profile(), execute=EXECUTE)
     answer = submit(second, tmp_path, profile(), execute=EXECUTE)
     assert answer.queued + answer.done == len(first.jobs.keys() & second.jobs.keys()) > 5  # some may be done by now
+    assert in_queue(Study(first, tmp_path)).count("conclusion") == 2
+    for seed, planned in enumerate((first, second)):
+        assert load_recipe(Study(planned, tmp_path).recipe).grid.seeds == (seed,)
+        assert submit(planned, tmp_path, profile(), execute=EXECUTE).sent == 0
+    assert in_queue(Study(first, tmp_path)).count("conclusion") == 2
     finish(tmp_path)
     for planned in (first, second):
         assert wait(planned, tmp_path, over).complete, told(planned, tmp_path)
         sound(planned, tmp_path)
+    until(lambda: not in_queue(Study(first, tmp_path)))
+    for planned in (first, second):
+        ((_, log),) = Study(planned, tmp_path).conclusions()
+        assert "report:" in log.read_text() and "missing" not in log.read_text()
+
+
+def test_cancelling_a_grid_leaves_another_in_the_queue(cluster, tmp_path):
+    """Arrays are taken apart; runs of both grids go, but for those that the other grid's own runs wait for."""
+    toy_stages.behave(tmp_path, film="saves", teleop="saves", steps=LONG)
+    first, second = (plan(toy_stages.sweep(f"grid.seeds={list(seeds)}")) for seeds in ((0, 1), (1, 2)))
+    for planned in (first, second):
+        submit(planned, tmp_path, profile(), execute=EXECUTE)
+    study, film = Study(first, tmp_path), str(of(first, "film"))
+    until(lambda: (of(first, "film").run(tmp_path).path / "steps.txt").is_file())
+    before = study.in_queue().keys()
+    gone = {str(job) for job in second.jobs.values() if job.labels.get("seed") in (1, 2)} & before
+    assert film in before and len(gone) > 10
+    done = cancel(second, tmp_path)
+    assert (done.runs, done.conclusions, done.others) == (len(gone), 1, len(before - gone) + 1)
+    until(lambda: not gone & study.in_queue().keys())
+    assert study.in_queue().keys() == before - gone
+    assert in_queue(study).count("conclusion") == 1
+    finish(tmp_path)
+    found = wait(first, tmp_path, over)
+    assert {str(first.jobs[key]) for key, state in found.states.items() if state != "done"} <= gone
+    assert cancel(second, tmp_path).runs == 0
+    assert cancel(plan(toy_stages.sweep("grid.seeds=[9]")), tmp_path / "elsewhere").runs == 0
+
+
+def test_a_conclusion_that_was_lost_is_sent_again(cluster, planned, tmp_path):
+    """Cancelled after the last run, or with a report older than a result: the same command sends another."""
+    study = Study(planned, tmp_path)
+    submit(planned, tmp_path, profile(), execute=EXECUTE)
+    (conclusion,) = [element for element in study.elements() if element.name.endswith(study.conclusion)]
+    slurm.run(["scontrol", "hold", conclusion.array_id])
+    assert wait(planned, tmp_path, over).complete, told(planned, tmp_path)
+    kept = submit(planned, tmp_path, profile(), execute=EXECUTE)  # it waits: none is sent beside it
+    assert kept.conclusion.job == conclusion.array_id
+    until(lambda: in_queue(study) == ["conclusion"])
+    slurm.run(["scancel", conclusion.array_id])
+    until(lambda: not in_queue(study))
+    again = submit(planned, tmp_path, profile(), execute=EXECUTE)
+    assert again.sent == 0 and any(f"log: {again.log}" in line for line in lines(again))
+    until(lambda: again.log.is_file() and "report:" in again.log.read_text(errors="replace"))
+    until(lambda: not in_queue(study))
+    assert submit(planned, tmp_path, profile(), execute=EXECUTE).conclusion is None  # it has told of it
+    os.utime(of(planned, "world").run(tmp_path).path / "result.json")
+    assert submit(planned, tmp_path, profile(), execute=EXECUTE).conclusion is not None
+
+
+def test_a_submission_that_waits_hears_of_a_cancellation(cluster, planned, tmp_path):
+    """What it held back is not sent; another submission sends it."""
+    until(lambda: not slurm.num_queued())  # of the tests before
+    toy_stages.behave(tmp_path, film="saves", teleop="saves", steps=LONG)
+    turns = submit_all(planned, tmp_path, profile(max_submitted=4), EXECUTE, every_s=0.1)
+    first = next(turns)
+    assert first.held_back
+    assert cancel(planned, tmp_path).runs == first.sent
+    (last,) = turns
+    assert last.cancelled and not last.arrays
+    finish(tmp_path)
+    assert submit(planned, tmp_path, profile(), execute=EXECUTE).sent + first.done == len(planned.jobs)
+    assert wait(planned, tmp_path, over).complete, told(planned, tmp_path)
 
 
 def test_more_than_the_queue_takes(cluster, tmp_path):

@@ -62,13 +62,18 @@ def scripts(no_slurm, monkeypatch, tmp_path, request) -> dict[str, str]:
     found = Study(planned, tmp_path / "runs").slurm.glob("*.sbatch")
     if request.param in MADE:  # the rest differs in what the shipped ones show
         found = (path for path in found if "world" in path.name or "conclusion" in path.name)
-    return {path.name: _anywhere(path.read_text(), tmp_path) for path in sorted(found)}
+    return {_any_grid(path.name): _any_grid(_anywhere(path.read_text(), tmp_path)) for path in sorted(found)}
 
 
 def _anywhere(script: str, here: Path) -> str:
     """A script without what differs between machines and versions of the toy study."""
     script = script.replace(str(here.resolve()), "/shared")
     return re.sub(r"egoscale-[0-9a-f]{8}-", "egoscale-01234567-", script)
+
+
+def _any_grid(text: str) -> str:
+    """Without the digest of the grid in the names of its conclusion."""
+    return re.sub(r"-[0-9a-f]{8}-conclusion", "-89abcdef-conclusion", text)
 
 
 @pytest.mark.parametrize("scripts", [*SHIPPED, *MADE], indirect=True)
@@ -83,7 +88,7 @@ def test_scripts_are_what_they_were(scripts, request) -> None:
     assert scripts == {path.name: path.read_text() for path in sorted(golden.glob("*.sbatch"))}, (
         f"{golden}: the scripts have changed; if they should have, write them anew (see {Path(__file__).name})"
     )
-    stages = {re.sub(r"^\d+-(.*?)(-\d+)?\.sbatch$", r"\1", script) for script in scripts}
+    stages = {re.sub(r"^\d+-(?:89abcdef-)?(.*?)(-\d+)?\.sbatch$", r"\1", script) for script in scripts}
     assert stages == (STAGES if name in SHIPPED else {"world", "conclusion"})
 
 
@@ -121,6 +126,22 @@ def test_what_a_container_job_starts_is_in_the_container(name) -> None:
         assert all(start.startswith("srun ") and image in start for start in starts)
     else:
         assert all("apptainer exec --nv --bind /data:/data" in start for start in starts)
+
+
+def test_every_step_names_its_cores() -> None:
+    """A step takes them from sbatch no more (since Slurm 22.05), and where steps are bound it would get one a rank."""
+    for path in golden():
+        text = path.read_text()
+        (cores,) = re.findall(r"^#SBATCH --cpus-per-task=(\d+)$", text, flags=re.M)
+        steps = [line for line in text.splitlines() if line.startswith("srun ")]
+        assert steps and all(f" --cpus-per-task={cores} " in step for step in steps), path
+
+
+def test_the_conclusion_goes_where_no_gpus_are() -> None:
+    (conclusion,) = (GOLDEN / "h100").glob("*-conclusion.sbatch")
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", conclusion.read_text(), flags=re.M))
+    asked = {name: options.get(name) for name in ("cpus-per-task", "mem", "time", "gres", "signal")}
+    assert asked == {"cpus-per-task": "8", "mem": "32768M", "time": "60", "gres": None, "signal": None}
 
 
 def test_the_page_says_how_many_arrays_go_out(no_slurm, tmp_path) -> None:

@@ -13,7 +13,8 @@ from egoscale.models.latent_action import LatentActionModel
 from egoscale.models.memory import Kernels, latent_action_bytes, stack_bytes, tokenizer_bytes
 from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.recipe import EvaluateRecipe, LatentActionRecipe, TokenizerRecipe, WorldRecipe
-from egoscale.stages.dry import Layout, Model, Place, cost, layout, lines, model_of, told
+from egoscale.stages.dry import Layout, Model, Place, cost, layout, model_of
+from egoscale.stages.dry_page import lines, told
 from egoscale.train.engine import Engine
 from egoscale.train.ranks import ranks
 
@@ -156,6 +157,13 @@ def test_a_recipe_is_told_for_one_and_for_eight_gpus_or_for_a_cluster(tmp_path):
     plain = json.loads(told(recipe, profile=ROOT / "slurm/profiles/h200.toml", as_json=True)[0])
     assert plain["device"] == "H200" and plain["layouts"][0]["place"]["num_gpus"] == 8
     assert plain["epochs"] == {"5 Hz": pytest.approx(10 * 8 * 2 / (10 * 3600 * 5))}
+    nvml = tmp_path / "nvml.toml"
+    h100 = (ROOT / "slurm/profiles/h100.toml").read_text()
+    nvml.write_text(h100.replace('gpu_type = "h100"', 'gpu_type = "nvidia_h100_80gb_hbm3"'))
+    by_nvml = told(recipe, profile=nvml)
+    assert any("of an NVIDIA H100 80GB HBM3 at 40% of 989 TFLOP/s" in line for line in by_nvml)
+    assert any(line.split() == ["of", "80", "GB"] for line in by_nvml)
+    assert any("of a B200 at" in line for line in lines(cost(recipe, [Place(8, "B200")])))
     refused = told(recipe, gpus=(3,))
     assert any("does not divide among 3 ranks" in line for line in refused)
     wide = told(recipe, tokenizer=ROOT / "tokenizers/egocentric-256px.toml")

@@ -44,3 +44,10 @@ def test_what_no_recipe_says_is_none(jobs: dict[str, Job]) -> None:
     for stage in ("film", "catalog", "subset", "encode", "evaluate small"):
         assert forecast(jobs[stage], "H100") is None, stage
     assert forecast(jobs["world large"], "an abacus") is None
+
+
+def test_a_gpu_is_known_by_the_name_that_slurm_has_for_it(jobs: dict[str, Job]) -> None:
+    for job in (jobs["world large"], jobs["finetune large"]):
+        for plain, by_nvml in (("H100", "NVIDIA_H100_80GB_HBM3"), ("A100", "A100-SXM4-80GB")):
+            known = forecast(job, plain)
+            assert known is not None and forecast(job, by_nvml) == known

@@ -98,6 +98,30 @@ def test_a_profile_says_on_what_and_how_many_at_a_time(tmp_path: Path) -> None:
     assert found.document()["stages"][0]["stage"] == "film"
 
 
+def test_the_gpu_of_the_gpu_hours_is_the_one_they_are_counted_on(tmp_path: Path) -> None:
+    planned = plan(toy_stages.sweep(*GRID))
+    classes = {
+        "default": ResourceSpec(),
+        "one": ResourceSpec(gpus_per_node=1, gpu_type="a100"),
+        "many": ResourceSpec(gpus_per_node=8, gpu_type="nvidia_b200"),
+    }
+
+    def on(stages: dict[str, str], device: str | None = None) -> tuple[Cost, str]:
+        found = cost(planned, tmp_path, 2, Profile(name="site", resources=classes, stages=stages), said, device)
+        return found, next(line for line in lines(found) if line.startswith("GPU-hours"))
+
+    found, line = on(dict.fromkeys(TRAINED, "one"))
+    assert line.split(maxsplit=1)[1] == "42 of an A100" and found.device == "A100" == of(found, "world").device
+    assert of(found, "encode").device == ""
+    found, line = on({"tokenizer": "one", "world": "many"})
+    assert line.split(maxsplit=1)[1] == "2 of an A100, 4 of an NVIDIA B200" and found.device == "A100, NVIDIA B200"
+    assert found.document()["stages"][-1]["device"] == ""
+    found, line = on({"tokenizer": "one", "world": "many"}, device="B200")
+    assert line.split(maxsplit=1)[1] == "5 of a B200" and found.device == "B200"
+    found, line = on({})
+    assert line.split() == ["GPU-hours", "0"] and found.device == ""
+
+
 def test_slots_and_chains_decide_the_wall_time() -> None:
     planned = plan(toy_stages.sweep("grid.hours=[0.1, 0.25]", "grid.seeds=[0, 1]"))
     jobs = {key: job for key, job in planned.jobs.items() if job.stage in ("world", "finetune")}

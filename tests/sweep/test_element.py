@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import toy_stages
 
+from egoscale.sweep import element
 from egoscale.sweep.element import AGAIN, DONE, FAILED, HANG, LIMIT, ended, run
 from egoscale.sweep.ledger import RunFolder
 from egoscale.sweep.plan import plan
@@ -102,8 +106,73 @@ def test_a_run_is_not_begun_on_an_input_that_failed(folder: RunFolder) -> None:
 @pytest.mark.parametrize("first", ["0", "1"])
 def test_the_first_rank_to_fail_is_heard(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
     toy_stages.behave(folder.root, film="fail")
+    monkeypatch.setattr(element, "_await_rank_0", lambda folder: None)  # one after the other here
     for rank in (first, "1"):
         monkeypatch.setenv("SLURM_PROCID", rank)
         assert run(folder, "toy_stages:execute") == FAILED
     told = "clip kitchen/17: duration_s = -1: delete the file"
     assert reasons(folder, "fail")[1:] == [told if first == "0" else f"rank 1: {told}"]
+
+
+def held_elsewhere(folder: RunFolder, silent_min: float) -> Path:
+    """The lock of a process on a login node that touched it so long ago."""
+    lock = folder.path / "lock"
+    lock.write_text(json.dumps({"pid": 4711, "started": "x:1", "host": "login01"}))
+    then = time.time() - 60 * silent_min
+    os.utime(lock, (then, then))
+    return lock
+
+
+def test_a_holder_that_shows_life_is_waited_for_as_long_as_it_takes(folder: RunFolder) -> None:
+    held_elsewhere(folder, silent_min=3)
+    assert [ended(folder, REQUEUE, RETRIES) for _ in range(12)] == [REQUEUE] * 12
+    assert [event["event"] for event in folder.events()] == ["start", "retry", "fail"]
+
+
+def test_a_holder_that_shows_no_life_is_waited_for_so_often_and_is_named(folder: RunFolder) -> None:
+    lock = held_elsewhere(folder, silent_min=14)
+    began = time.monotonic()
+    codes = [run(folder, "toy_stages:execute") for _ in range(3)]
+    assert codes == [AGAIN] * 3 and time.monotonic() - began < 4  # it keeps no GPU waiting
+    assert [ended(folder, code, RETRIES) for code in (AGAIN, REQUEUE, AGAIN)] == [AGAIN, AGAIN, FAILED]
+    told = f"process 4711 on login01 holds the run, and has shown no life for 14 min; if it is gone, delete {lock}"
+    assert reasons(folder, "retry")[1:] == [told] * 2
+    assert reasons(folder, "fail")[-1] == f"{told}; attempt 3 of 3"
+    assert lock.exists()  # it may work on behind a broken network
+    lock.unlink()
+    assert run(folder, "toy_stages:execute") == DONE
+
+
+def test_a_rank_waits_until_rank_0_of_its_own_attempt_holds_the_run(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process is at work on it, then comes rank 0: of an earlier attempt first, then of this one."""
+    toy_stages.behave(folder.root, film="apart")
+    monkeypatch.setattr(element, "RANK_POLL_S", 0.01)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    lock, code = held_elsewhere(folder, silent_min=0), list[int]()
+    rank = threading.Thread(target=lambda: code.append(run(folder, "toy_stages:execute")))
+    rank.start()
+    for attempt in ("none", "0", "1"):
+        time.sleep(0.2)
+        assert not code and not (folder.path / "rank1").exists(), (attempt, code, reasons(folder, "fail"))
+        if attempt != "none":
+            owner = {"pid": 71, "started": "x:1", "host": "gpu017", "job": "17_0", "attempt": attempt}
+            lock.write_text(json.dumps(owner))
+    end = time.monotonic() + 10
+    while not (folder.path / "rank1").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    folder.finish({})
+    rank.join(10)
+    assert code == [DONE] and (folder.path / "rank1").exists()
+
+
+def test_a_rank_whose_run_another_process_finishes_has_nothing_to_do(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    lock = held_elsewhere(folder, silent_min=0)
+    threading.Timer(0.3, lambda: (folder.finish({}), lock.unlink())).start()
+    assert run(folder, "toy_stages:execute") == DONE
+    assert len(reasons(folder, "fail")) == 1

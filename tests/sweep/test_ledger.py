@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +15,9 @@ import pytest
 import toy_stages
 
 from egoscale.recipe import RecipeError, SelectRecipe, SubsetRecipe
+from egoscale.sweep import lock
 from egoscale.sweep.ledger import RunFolder, RunLockedError, collect, reason_of, run_key
+from egoscale.sweep.lock import process_start
 from egoscale.sweep.plan import plan
 
 
@@ -161,6 +164,43 @@ def test_the_lock_of_another_machine_is_respected(folder: RunFolder) -> None:
     assert folder.state() == "running"
     with pytest.raises(RunLockedError, match="process 1 on node017"), folder.lock():
         pass
+
+
+def test_a_held_lock_is_touched_for_other_machines_to_see(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    path = folder.path / "lock"
+    with folder.lock():
+        os.utime(path, (0, 0))
+        end = time.monotonic() + 10
+        while path.stat().st_mtime == 0 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert lock.silent(path) is None
+        path.write_text(json.dumps({"pid": 1, "started": "x:1", "host": "node017"}))  # taken away, and taken
+        os.utime(path, (0, 0))
+        time.sleep(0.3)
+        assert path.stat().st_mtime == 0
+        assert "process 1 on node017 holds the run, and has shown no life" in (lock.silent(path) or "")
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "taken"),
+    [
+        ({"started": "another boot:123", "host": socket.gethostname()}, True),  # a sweep that was killed here
+        ({"started": process_start(os.getpid()), "host": socket.gethostname()}, False),
+        ({"started": "x:1", "host": "login01"}, False),  # nothing is known of it
+        ({"started": "x:1", "host": "gpu017", "job": "17_0"}, True),
+        ({"started": "x:1", "host": "gpu017", "job": "18_0"}, False),
+    ],
+)
+def test_the_lock_of_what_is_known_to_have_ended_is_taken_away(
+    folder: RunFolder, owner: dict[str, str], taken: bool
+) -> None:
+    path = folder.path / "lock"
+    path.write_text(json.dumps({"pid": os.getpid(), **owner}))
+    assert lock.take_away(path, lambda job: job == "17_0") is taken
+    assert path.exists() is not taken
+    assert not lock.take_away(folder.path / "none", lambda job: True)
 
 
 def test_a_torn_lock_holds_nothing(folder: RunFolder) -> None:

@@ -18,6 +18,7 @@ import toy_stages
 from rich.console import Console
 from toy_stages import behave, compute, sweep
 
+from egoscale.sweep import local, progress
 from egoscale.sweep.ledger import RunFolder, collect
 from egoscale.sweep.plan import Plan, plan
 from egoscale.sweep.progress import Estimate, duration
@@ -184,6 +185,56 @@ def test_what_another_process_works_on_is_waited_for(tmp_path: Path, planned: Pl
     assert starts(tmp_path)[str(film)] == 1
 
 
+def held_by_a_job(run: RunFolder) -> Path:
+    """The lock that job 17_0 took on another machine."""
+    run.event("start")
+    lock = run.path / "lock"
+    lock.write_text(json.dumps({"pid": 71, "started": "x:1", "host": "gpu017", "job": "17_0", "attempt": "0"}))
+    return lock
+
+
+def test_the_lock_of_a_slurm_job_that_has_ended_holds_nothing(
+    tmp_path: Path, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for, by name, as long as Slurm says that it runs."""
+    film = next(job for job in planned.jobs.values() if job.stage == "film").create(tmp_path / "runs")
+    lock, programs = held_by_a_job(film), tmp_path / "programs"
+    programs.mkdir()
+    squeue = programs / "squeue"
+    squeue.write_text(f"#!/bin/sh\n[ -e {programs}/ended ] || exec echo RUNNING\necho Invalid job id >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(local, "ASK_SLURM_S", 0.5)
+    monkeypatch.setattr(progress, "HEARTBEAT_S", 0.2)
+    said = io.StringIO()
+    waits = "waits for process 71 on gpu017"
+
+    def end() -> None:
+        until(lambda: waits in said.getvalue())
+        assert lock.exists()
+        (programs / "ended").touch()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    done = compute(tmp_path / "runs", planned, console=Console(file=said))
+    thread.join()
+    assert (done.complete, done.computed) == (True, NUM_JOBS)
+    assert f"({film}): what held it has ended; its lock is taken away" in said.getvalue()
+    assert starts(tmp_path / "runs")[str(film)] == 2
+
+
+def test_where_there_is_no_slurm_the_lock_of_a_job_is_respected(
+    tmp_path: Path, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    film = next(job for job in planned.jobs.values() if job.stage == "film").create(tmp_path)
+    lock = held_by_a_job(film)
+    threading.Timer(2.5, lambda: (film.finish({}), lock.unlink())).start()
+    done = compute(tmp_path, planned)
+    assert (done.complete, done.computed) == (True, NUM_JOBS - 1)
+    assert starts(tmp_path)[str(film)] == 1
+
+
 def test_a_killed_sweep_leaves_no_process_and_goes_on(tmp_path: Path, planned: Plan) -> None:
     behave(tmp_path, seconds=0.4)
     first = start_sweep(tmp_path)
@@ -244,6 +295,18 @@ def test_the_time_left_is_learnt_from_what_jobs_took(tmp_path: Path, planned: Pl
     assert estimate.seconds(world) == pytest.approx(3 * world.weight)
     half_done = estimate.left([], {world.key: (10.0, 0.5)})
     assert 10.0 <= half_done < estimate.left([world], {})
+
+
+def test_the_time_left_of_other_stages_is_learnt_from_those_whose_size_is_known(tmp_path: Path, planned: Plan) -> None:
+    jobs = {job.stage: job for job in planned.jobs.values()}
+    estimate = Estimate(planned, tmp_path, workers=2)
+    world = estimate.seconds(jobs["world"])
+    estimate.learn(jobs["subset"], 0.01)  # there was next to nothing to do
+    estimate.learn(jobs["catalog"], 3600.0)  # there was a thousand hours of video
+    assert estimate.seconds(jobs["world"]) == world == jobs["world"].weight
+    estimate.learn(jobs["tokenizer"], 3 * jobs["tokenizer"].weight)  # this machine is slow
+    assert estimate.seconds(jobs["world"]) == pytest.approx(3 * world)
+    assert estimate.seconds(jobs["subset"]) == pytest.approx(0.01)
 
 
 def test_durations_of_earlier_runs_are_read(tmp_path: Path, planned: Plan) -> None:

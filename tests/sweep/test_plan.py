@@ -139,7 +139,8 @@ def test_without_demonstrations_only_pretraining_is_planned() -> None:
         ("grid.hours=[0, 9]", "`film.hours` = 1.4"),
         ("tokenizer_hours=9", "`tokenizer_hours` ask for 9 h"),
         ("grid.demos=[61]", "raise `teleop.num_demos` to 61"),
-        ("grid.demos=[0]", "must lie in 1..60"),
+        ("grid.demos=[0]", "must lie in 1..60, the number recorded; take 0 out"),
+        ("grid.demos=[0, 61]", "take 0 out and raise `teleop.num_demos` to 61"),
         ("grid.scratch_demos=[500]", "raise `teleop.num_demos` to 500"),
         ("grid.seeds=[]", "`grid.seeds` = []"),
         ("grid.hours=[0.1, 0.1]", "each once"),
@@ -151,7 +152,7 @@ def test_without_demonstrations_only_pretraining_is_planned() -> None:
 def test_what_cannot_be_is_an_error_with_a_remedy(override: str, said: str) -> None:
     with pytest.raises(RecipeError) as raised:
         plan(toy_stages.sweep(override))
-    assert said in str(raised.value)
+    assert said in str(raised.value) and "to 0" not in str(raised.value)
 
 
 def test_labelled_hands_need_the_film() -> None:

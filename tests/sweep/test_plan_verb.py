@@ -38,12 +38,22 @@ def test_json_has_the_same_under_stable_keys(tmp_path: Path, capsys: pytest.Capt
         "wall_hours", "jobs", "profile", "unknown", "notes", "study", "law", "refused",
     }  # fmt: skip
     assert set(said["stages"][0]) == {
-        "stage", "runs", "shared", "states", "gpu_hours", "gpu_hours_from", "hours", "hours_from", "disk_bytes",
-        "disk_from",
+        "stage", "runs", "shared", "states", "device", "gpu_hours", "gpu_hours_from", "hours", "hours_from",
+        "disk_bytes", "disk_from",
     }  # fmt: skip
     assert (said["profile"], said["jobs"], said["refused"], said["study"]) == ("h100", None, False, "tabletop")
     world = next(stage for stage in said["stages"] if stage["stage"] == "world")
     assert world["gpu_hours"] > 0 and world["gpu_hours_from"] == "dry run"
+    assert said["device"] == world["device"] == "H100"
+
+
+def test_the_gpu_is_the_profiles_unless_one_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hours = {}
+    for words in ((), ("--device", "H100")):
+        assert sweep("plan", tmp_path, *LAWFUL, more=("--json", "--profile", "profiles/a100", *words)) == 0
+        said = json.loads(capsys.readouterr().out)
+        hours[said["device"]] = next(stage["gpu_hours"] for stage in said["stages"] if stage["stage"] == "world")
+    assert hours["A100"] == pytest.approx(hours["H100"] * 989 / 312)
 
 
 def test_a_grid_without_a_law_is_refused_unless_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

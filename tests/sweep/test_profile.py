@@ -79,6 +79,12 @@ def test_an_empty_file_says_what_to_do(tmp_path: Path) -> None:
         load_profile(tmp_path / "mine.toml")
 
 
+def test_the_conclusion_takes_the_class_that_is_not_for_gpus() -> None:
+    assert {load_profile(path).conclusion_class for path in PROFILES} == {"default"}
+    only_gpus = read(resources={"gpu": {"gpus_per_node": 1}}, stages=dict.fromkeys(STAGES, "gpu"))
+    assert only_gpus.conclusion_class == "gpu"
+
+
 def test_stages_take_the_class_that_they_are_given() -> None:
     profile = read(resources={"default": {}, "pair": {"num_nodes": 2, "tasks_per_node": 8}}, stages={"world": "pair"})
     assert profile.resource_class("world") == "pair" and profile.resource_class("film") == "default"

@@ -20,7 +20,7 @@ from typing import Any
 from egoscale.recipe import SweepRecipe, load_recipe
 from egoscale.sweep.ledger import RunFolder
 from egoscale.sweep.local import Summary, run
-from egoscale.sweep.lock import write_whole
+from egoscale.sweep.lock import of_this_attempt, write_whole
 from egoscale.sweep.plan import Plan, plan
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes/sweeps/tabletop.toml"
@@ -112,8 +112,10 @@ def _deaf() -> None:
 
 
 def _apart(folder: RunFolder) -> None:
-    """A rank that works with rank 0 to the end: it says on which node."""
-    (folder.path / "rank1").write_text(os.environ["SLURMD_NODENAME"])
+    """A rank that works with rank 0 to the end: it says on which node. Without rank 0 it fails, as a rendezvous."""
+    if folder.holder() is None or not of_this_attempt(folder.path / "lock"):
+        raise ConnectionError("rank 0 is not there")
+    (folder.path / "rank1").write_text(os.environ.get("SLURMD_NODENAME", ""))
     while folder.result() is None:
         time.sleep(0.2)
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from egoscale.train.throughput import Meter, gemm_flops_per_s, mfu, peak_flops_per_s, utilisation
+from egoscale.train.throughput import Meter, gemm_flops_per_s, memory_gb, mfu, peak_flops_per_s, utilisation
 
 
 def test_bound_and_utilisation():
@@ -29,20 +29,30 @@ def test_meter():
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"),
+    ("name", "peak", "memory"),
     [
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA A10G", None),
-        ("NVIDIA L40S", 362e12),
-        ("NVIDIA L4", 121e12),
-        ("Some Accelerator 9000", None),
+        ("NVIDIA H200", 989e12, 141),
+        ("NVIDIA H100 80GB HBM3", 989e12, 80),
+        ("NVIDIA H100 PCIe", 756e12, 80),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 80),
+        ("NVIDIA A100-SXM4-40GB", 312e12, 40),
+        ("NVIDIA A10G", None, None),
+        ("NVIDIA L40S", 362e12, 48),
+        ("NVIDIA L4", 121e12, 24),
+        ("NVIDIA GH200 480GB", 989e12, 96),  # the name counts the processor's
+        ("Some Accelerator 9000", None, None),
+        # As Slurm calls them, by hand or by NVML.
+        ("h100", 989e12, 80),
+        ("NVIDIA_H100_80GB_HBM3", 989e12, 80),
+        ("nvidia_h100_pcie", 756e12, 80),
+        ("nvidia_a100-sxm4-80gb", 312e12, 80),
+        ("nvidia_rtx_6000_ada_generation", 364e12, 48),
+        ("nvidia_a100_3g.20gb", None, None),  # a part of one
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None, None),
     ],
 )
-def test_peaks_by_name_and_no_guess(name, peak):
-    assert peak_flops_per_s(name) == peak
+def test_peaks_and_memory_by_name_and_no_guess(name, peak, memory):
+    assert (peak_flops_per_s(name), memory_gb(name)) == (peak, memory)
 
 
 def test_utilisation_on_this_device():
