@@ -43,10 +43,13 @@ def export(
     run: Annotated[Path, typer.Argument(help="A finished run that trained a model: runs/<stage>/<key>.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     dtype: Annotated[str, typer.Option(help="fp32 or bf16: how the weights are stored.")] = "fp32",
+    step: Annotated[
+        int | None, typer.Option(min=1, help="As it was then: a checkpoint that train.keep_every_steps kept.")
+    ] = None,
 ) -> None:
     """Write a trained model for others: safetensors, its configuration, and a card that says where it comes from."""
     from egoscale.stages.exporting import export as write
     from egoscale.sweep.ledger import RunFolder
 
-    size = write(RunFolder.open(run), out, dtype)
+    size = write(RunFolder.open(run), out, dtype, step)
     print(f'{out}: {size / 1e6:,.1f} MB, {dtype}; egoscale.load_model("{out}") makes a model of it')

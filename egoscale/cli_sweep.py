@@ -75,18 +75,25 @@ def stages() -> Stages:
 
 
 def execute(run: RunFolder) -> None:
-    """Run one folder in this process; a failure is noted in the folder and ends with exit code 1."""
-    from egoscale.sweep.ledger import reason_of
+    """Run one folder in this process; a failure is noted in the folder and ends with exit code 1.
+
+    Where another process holds the run, nothing is noted: the folder tells that process's story.
+    """
+    from egoscale.sweep.ledger import RunLockedError, reason_of
 
     if run.state() == "done":
         return
     try:
         with bar(str(run)) as report:
             stages().execute(str(run.path), report)
+    except RunLockedError as error:
+        complain(f"{run} was not begun: {reason_of(error)}")
+        raise typer.Exit(FAILED) from None
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        run.fail(reason_of(error))
+        if run.holder() is None:  # what failed before the lock (no torch on this machine) is not the holder's failure
+            run.fail(reason_of(error))
         complain(f"{run} failed: {reason_of(error)}")
         raise typer.Exit(FAILED) from None
 

@@ -144,7 +144,8 @@ def _disk(root: Path) -> Iterator[Finding]:
 
 def _tracking() -> Iterator[Finding]:
     store = os.environ.get("MLFLOW_TRACKING_URI")
-    what = "MLFLOW_TRACKING_URI is set: runs go to that server" if store else "runs go to a local SQLite file"
+    where = "the server that MLFLOW_TRACKING_URI names" if store else "a local SQLite file"
+    what = f"`egoscale sweep run` mirrors its runs to {where}"
     yield Finding("MLflow", "ok" if _version("mlflow") else "note", f"{_version('mlflow') or 'not installed'}; {what}")
 
 

@@ -66,11 +66,12 @@ def target_r2(
         clips = [clip for clip in manifest["clip_id"] if clip in places and clip in ids]
         if len(clips) < 20:
             return None
-        codes = []
+        codes, place = [], next(model.parameters()).device
         for first in range(0, len(clips), 128):
             some = clips[first : first + 128]
             frames = torch.from_numpy(np.stack([shards.window(clip, 0, 1) for clip in some]))
-            codes.append(model.agent(frames, torch.tensor([ids[clip] for clip in some]))[0].flatten(1).float().cpu())
+            said = torch.tensor([ids[clip] for clip in some])
+            codes.append(model.agent(frames.to(place), said.to(place))[0].flatten(1).float().cpu())
         return torch.cat(codes).double().numpy(), np.stack([places[clip][0] for clip in clips])
 
     train, held = table("manifest", words), table("heldout", held_words)

@@ -130,6 +130,8 @@ class LatentActionModel(nn.Module):
         rebuilt = self.decode(first, code, stride)
         error_B, still_B = self.weighted(first, second, rebuilt)
         kl_A = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(0)
+        # The floor is for the mean over a backward pass: codes near it pay more in smaller ones.
+        # Models that are compared should be given passes (micro_batch_size) of one size.
         kl = F.relu(kl_A - self.free_bits_nats).sum() if self.bottleneck == "gaussian" else kl_A.sum() * 0
         loss = error_B.mean() / self.change_scale + self.beta * batch["beta_scale"].mean() * kl
         return {

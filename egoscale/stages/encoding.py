@@ -64,7 +64,12 @@ def encode(work: Work) -> dict[str, Any]:
     selection = _selected(work.input("select") / "selection.parquet")
     total = int(selection.select(pl.len()).collect().item())
     quarantine = Quarantine(
-        work.out / "quarantine.jsonl", total, recipe.max_quarantined_fraction, work.run.event, "the selection"
+        work.out / "quarantine.jsonl",
+        total,
+        recipe.max_quarantined_fraction,
+        work.run.event,
+        "the selection",
+        work.quarantined,
     )
     finished = finished_clips(work.out / "video")
     counted = {"frames": 0}

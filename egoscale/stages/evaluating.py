@@ -19,7 +19,7 @@ from egoscale.recipe import EvaluateRecipe
 from egoscale.robot.embodiment import Embodiment, Normaliser
 from egoscale.robot.worlds import Tabletop
 from egoscale.stages.finetuning import SLOT
-from egoscale.stages.models import inference, load, load_policy
+from egoscale.stages.models import device, inference, load, load_policy
 from egoscale.stages.work import WEIGHTS, Work
 from egoscale.train.checkpoint import load_weights
 from egoscale.train.order import normal
@@ -32,7 +32,8 @@ class Driver:
     """A trained policy as it meets the world: pictures and words in, absolute commands out."""
 
     def __init__(self, policy: Policy, config: dict[str, Any], tokenizer: VideoTokenizer) -> None:
-        self.policy, self.tokenizer, self.world = policy, tokenizer, config["world"]
+        self.place = device()
+        self.policy, self.tokenizer, self.world = policy.to(self.place), tokenizer.to(self.place), config["world"]
         self.robot = Embodiment.from_dict(config["robot"])
         self.motor = Normaliser.from_dict(config["motor_scale"])
         self.proprioception = Normaliser.from_dict(config["proprioception_scale"])
@@ -41,7 +42,9 @@ class Driver:
         """Latents [N, 1, L, D] of unrelated frames; float16 in between, as in the shards the policy learnt from."""
         frames = torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))[:, None]
         with inference():
-            parts = [self.tokenizer.encode(some.float() / 255) for some in torch.split(frames, BATCH_FRAMES)]
+            parts = [
+                self.tokenizer.encode(some.to(self.place).float() / 255) for some in torch.split(frames, BATCH_FRAMES)
+            ]
         return torch.cat(parts).half().float()
 
     def __call__(self, images: NDArray[np.uint8], state: Floats, instructions: list[str]) -> Floats:
@@ -49,9 +52,10 @@ class Driver:
             [word_ids(text, self.world["vocabulary_size"], self.world["max_words"]) for text in instructions]
         )
         with inference():
-            read = self.policy.read(self.latents(images)[:, 0], words)
+            read = self.policy.read(self.latents(images)[:, 0], words.to(self.place))
         with torch.no_grad():  # the head in fp32, as it was trained
-            chunk = self.policy.act(read, torch.from_numpy(self.proprioception.normalise(state)))
+            known = torch.from_numpy(self.proprioception.normalise(state)).to(self.place)
+            chunk = self.policy.act(read, known).cpu()
         return self.robot.absolute_chunk(self.motor.restore(chunk.numpy()), state)
 
 
@@ -95,20 +99,20 @@ def _imagine(finetune: Path, driver: Driver, rollouts: Rollouts) -> NDArray[np.u
     state, config = load_weights(finetune / SLOT / WEIGHTS)
     model = ActionConditionedWorld(WorldModel(**config["world"]), ActionSlot(**config["slot"]))
     model.load_state_dict(state)
-    model.eval()
+    model.eval().to(driver.place)
     states, actions = np.stack(rollouts.states, 1), np.stack(rollouts.actions, 1)  # [R, T, ...]
     relative = actions[:, :, None] - driver.robot.absolute_chunk(np.zeros_like(actions)[:, :, None], states)
     with inference():
         latent_actions = model.slot(
-            torch.from_numpy(driver.motor.normalise(relative[:, :, 0])),
-            torch.from_numpy(driver.proprioception.normalise(states)),
+            torch.from_numpy(driver.motor.normalise(relative[:, :, 0])).to(driver.place),
+            torch.from_numpy(driver.proprioception.normalise(states)).to(driver.place),
         )[:, :-1]
         start = driver.latents(rollouts.images[0])
         shape = (*latent_actions.shape[:2], *start.shape[2:])
-        noise = torch.from_numpy(normal(0, "imagine", 0, shape))
+        noise = torch.from_numpy(normal(0, "imagine", 0, shape)).to(driver.place)
         frames = driver.tokenizer.decode(torch.cat([start, model.world.imagine(start, latent_actions, noise)], 1))
     pixels = (frames.float().clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
-    return pixels.numpy()
+    return pixels.cpu().numpy()
 
 
 def _telling(rollouts: Rollouts, how_many: int) -> list[int]:

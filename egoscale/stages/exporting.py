@@ -12,7 +12,9 @@ import polars as pl
 import egoscale
 from egoscale.stages.loading import WEIGHTS
 from egoscale.sweep.ledger import RunFolder
+from egoscale.train.checkpoint import kept, write_text
 from egoscale.train.export import write_export
+from egoscale.train.reshape import reshape
 
 SLOT = "slot"
 KINDS = {
@@ -45,20 +47,28 @@ LIMITS = """- The numbers above are all that was measured, on held-out clips or 
 - Weights may remember what they were trained on; the terms of the video apply (see above). This card grants nothing."""
 
 
-def export(run: RunFolder, out: Path, dtype: str = "fp32") -> int:
+def export(run: RunFolder, out: Path, dtype: str = "fp32", step: int | None = None) -> int:
     """Write the trained model of a finished run into the new folder `out` (`train/export.py` says how); its bytes.
 
-    Raises ValueError where the run trained nothing or is not done, and what `write_export` raises.
+    step: the model as it was then (of fine-tuning the policy alone), from a checkpoint that `train.keep_every_steps`
+    kept.
+
+    Raises ValueError where the run trained nothing or is not done, FileNotFoundError where no checkpoint of `step` is
+    there, and what `write_export` raises.
     """
     if run.stage not in KINDS:
         raise ValueError(f"{run}: stage {run.stage!r} trains no model; export a run of {', '.join(KINDS)}")
     if run.state() != "done":
         raise ValueError(f"{run} is {run.state()}, not done: `egoscale run {run.path}` first")
     parts = {"": run.path / WEIGHTS}
-    if (run.path / SLOT / WEIGHTS).is_dir():
+    about: dict[str, Any] = {"run": str(run), "egoscale": egoscale.__version__}
+    if step is not None:
+        full = reshape(kept(run.path, step))
+        write_text(full / "config.json", (run.path / WEIGHTS / "config.json").read_text())
+        parts, about = {"": full}, {**about, "step": step}
+    elif (run.path / SLOT / WEIGHTS).is_dir():
         parts[SLOT] = run.path / SLOT / WEIGHTS
-    about = {"run": str(run), "egoscale": egoscale.__version__}
-    return write_export(parts, out, dtype, model_card(run, out.name, dtype), about)
+    return write_export(parts, out, dtype, model_card(run, out.name, dtype, step), about)
 
 
 def lineage(run: RunFolder) -> list[RunFolder]:
@@ -76,11 +86,12 @@ def lineage(run: RunFolder) -> list[RunFolder]:
     return list(found.values())[::-1]
 
 
-def model_card(run: RunFolder, folder: str, dtype: str) -> str:
+def model_card(run: RunFolder, folder: str, dtype: str, step: int | None = None) -> str:
     """Markdown: what the model is, its numbers, the video behind it with licences, its lineage, recipe and limits."""
     title, what, use = KINDS[run.stage]
     result, behind = run.result() or {}, lineage(run)
     numbers = [(name, f"{value:,.6g}") for name, value in sorted(result.items()) if _plain(value)]
+    then = "" if step is None else f", as it was after step {step:,}; the numbers below are those of its end"
     made_from = [(f"`{one}`", ", ".join(f"{n} `{source}`" for n, source in one.inputs().items())) for one in behind]
     return f"""---
 library_name: egoscale
@@ -99,7 +110,7 @@ model = egoscale.load_model("{folder}")  # a torch.nn.Module in evaluation mode,
 ```
 
 Weights are stored in {dtype}. Exported on {datetime.date.today().isoformat()} by egoscale {egoscale.__version__} from \
-run `{run}`.
+run `{run}`{then}.
 
 ## Numbers
 

@@ -17,7 +17,7 @@ from egoscale.recipe import FinetuneRecipe
 from egoscale.robot.demos import LeRobotDataset
 from egoscale.robot.embodiment import TABLETOP_GANTRY, Embodiment, Normaliser
 from egoscale.stages.encoding import demo_id
-from egoscale.stages.models import inference, load
+from egoscale.stages.models import device, inference, load
 from egoscale.stages.work import Work
 from egoscale.train.order import draws, normal
 from egoscale.video.clips import WindowTable
@@ -189,13 +189,16 @@ def slot_scale(name: str) -> float:
 
 
 def _read(policy: Policy, steps: DemoSteps) -> Tensor:
-    """What the frozen trunk says about every step, computed once: [F, X]."""
-    policy.eval()
+    """What the frozen trunk says about every step, computed once: [F, X]. The policy comes back to the CPU."""
+    place = device()
+    policy.eval().to(place)
+    parts = []
     with inference():
-        parts = [
-            policy.read(torch.from_numpy(steps.latents[i : i + 256]), torch.from_numpy(steps.words[i : i + 256]))
-            for i in range(0, len(steps.latents), 256)
-        ]
+        for first in range(0, len(steps.latents), 256):
+            some = slice(first, first + 256)
+            latents, words = torch.from_numpy(steps.latents[some]), torch.from_numpy(steps.words[some])
+            parts.append(policy.read(latents.to(place), words.to(place)).cpu())
+    policy.to("cpu")
     return torch.cat(parts).float()
 
 

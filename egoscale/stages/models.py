@@ -17,6 +17,7 @@ from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.stages.work import WEIGHTS
 from egoscale.train.checkpoint import load_weights
 from egoscale.train.engine import multiplies_bf16
+from egoscale.train.ranks import named_ranks
 
 KINDS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (VideoTokenizer, LatentActionModel, WorldModel, ActionSlot)
@@ -51,8 +52,8 @@ def load_policy(folder: Path) -> tuple[Policy, dict[str, Any]]:
 
 
 def device() -> torch.device:
-    """Where this process computes: the GPU it was given, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where this process computes: the GPU of its local rank, else the CPU. No process group is needed."""
+    return named_ranks().device
 
 
 @contextmanager

@@ -26,6 +26,9 @@ from egoscale.video.quarantine import Quarantine
 from egoscale.video.windows import FrameWindows
 
 HELDOUT_FRAMES = 256
+# Patches of held-out frames that are rebuilt in one call. Temporal attention has a row per window and patch, and CUDA
+# takes 65,535 of them: 256 windows of 256 patches and 4 registers are too many.
+REBUILT_PATCHES = 2**15
 
 
 def arguments(spec: VideoTokenizerSpec) -> dict[str, Any]:
@@ -87,10 +90,7 @@ def tokenizer(work: Work) -> dict[str, Any]:
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, VideoTokenizer)
-        device = next(model.parameters()).device
-        frames = seen.to(device).float() / 255
-        rebuilt = model.decode(model.encode(frames))
-        return {"heldout_psnr_db": float(-10 * torch.log10((rebuilt - frames).square().mean()))}
+        return {"heldout_psnr_db": psnr_db(model, seen, windows_at_once(recipe))}
 
     given = arguments(spec)
     torch.manual_seed(recipe.seed)
@@ -111,6 +111,25 @@ def tokenizer(work: Work) -> dict[str, Any]:
     return {**result, **batches.seen(recipe.train.num_steps).to_dict(), "quarantined": len(batches.quarantine)}
 
 
+def windows_at_once(recipe: TokenizerRecipe) -> int:
+    """Held-out windows rebuilt in one call: all of them where that is little, else no more than a backward pass has."""
+    patches = recipe.window_frames * (recipe.tokenizer.image_size_px // recipe.tokenizer.patch_size_px) ** 2
+    if HELDOUT_FRAMES * patches <= REBUILT_PATCHES:
+        return HELDOUT_FRAMES
+    return max(1, min(REBUILT_PATCHES // patches, recipe.train.micro_batch_size or HELDOUT_FRAMES))
+
+
+def psnr_db(model: VideoTokenizer, windows_BTCHW: Tensor, at_once: int) -> float:
+    """Signal to noise of the rebuilt frames, uint8 [B, T, 3, H, W], `at_once` windows in one call."""
+    device = next(model.parameters()).device
+    error = torch.zeros((), device=device)
+    for some in torch.split(windows_BTCHW, at_once):
+        frames = some.to(device).float() / 255
+        squares = (model.decode(model.encode(frames)) - frames).square()
+        error += squares.mean() * (len(some) / len(windows_BTCHW))
+    return float(-10 * torch.log10(error))
+
+
 def _batches(
     work: Work, which: str, batch_size: int, draw: Callable[[int, int], NDArray[np.float64]], **reading: Any
 ) -> WindowBatches:
@@ -123,6 +142,7 @@ def _batches(
         recipe.max_quarantined_fraction,
         work.run.event,
         f"{which}.parquet of {work.input('subset')}",
+        work.quarantined,
     )
     table = WindowTable.on_disk(clips, recipe.window_frames, recipe.rate_hz)
     source = FrameWindows(clips, recipe.tokenizer.image_size_px)

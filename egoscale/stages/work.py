@@ -52,6 +52,10 @@ class Work:
             raise ValueError(f"{self.run}: stage {self.run.stage!r} needs an input {name!r}: --input {name}=RUN")
         return self.inputs[name]
 
+    def quarantined(self) -> list[str]:
+        """Clips that the run's events name as out."""
+        return [event["clip"] for event in self.run.events() if event["event"] == "quarantine"]
+
     def progress(self, done: int, total: int, unit: str) -> None:
         if self.report is not None:
             self.report({"done": done, "total": total, "unit": unit})
@@ -103,7 +107,7 @@ class Work:
             if group.main:
                 result["goodput"] = ledger(out, self.run.events())
                 write_text(out / TRAINED, json.dumps({"identity": identity, "result": result}, indent=1))
-                discard_checkpoints(out)
+                discard_checkpoints(out, spec.keep_every_steps)
         model.to("cpu")  # what a stage does with it after training, it does with tensors of the CPU
         return result
 

@@ -19,7 +19,7 @@ from egoscale.models.dynamics import WorldModel, word_ids
 from egoscale.models.flops import world_flops
 from egoscale.recipe import WorldRecipe, WorldSpec
 from egoscale.stages.latent_actions import latents_of
-from egoscale.stages.models import described, inference, load
+from egoscale.stages.models import described, device, inference, load
 from egoscale.stages.work import Work
 from egoscale.train.order import draws, normal_rows
 from egoscale.video.clips import WindowTable, frames_of
@@ -29,6 +29,8 @@ from egoscale.video.seen import Pieces, count_seen
 Floats = NDArray[np.float32]
 VALIDATION_SAMPLES = 64
 CODE_FLOOR = 0.3  # smallest standard deviation by which a code is scaled: the prior's is 1, a dead dimension's near 0
+PAIRS_ON_GPU = 2048  # pairs of one call of the latent action model on a GPU: a long take would not fit whole
+SUMMED_FRAMES = 2**18  # frames summed in fp32, whose sums of more would stop growing; these sums are added in fp64
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def latent_labels(folder: Path, shards: LatentShards, strides: tuple[int, ...], 
         )
     lengths = shards.clips.rows(np.arange(len(shards.clips)))["num_frames"]
     found: list[Floats] = []
+    place = device()
+    model.to(place)
     with inference():
         for some in _groups(lengths, 512):
             firsts, seconds, sizes = [], [], []
@@ -71,8 +75,13 @@ def latent_labels(folder: Path, shards: LatentShards, strides: tuple[int, ...], 
                 firsts.append(np.repeat(frames, ends.shape[1], axis=0))
                 seconds.append(frames[ends.ravel()])
                 sizes.append(len(frames))
-            mean, _ = model.encode(torch.from_numpy(np.concatenate(firsts)), torch.from_numpy(np.concatenate(seconds)))
-            codes = mean.numpy().reshape(-1, 1 + len(strides), model.action_dim)
+            first, second = torch.from_numpy(np.concatenate(firsts)), torch.from_numpy(np.concatenate(seconds))
+            size = PAIRS_ON_GPU if place.type == "cuda" else len(first)
+            means = [
+                model.encode(one.to(place), other.to(place))[0].cpu()
+                for one, other in zip(torch.split(first, size), torch.split(second, size), strict=True)
+            ]
+            codes = torch.cat(means).numpy().reshape(-1, 1 + len(strides), model.action_dim)
             found += np.split(codes, np.cumsum(sizes)[:-1])
     return Labels(found)
 
@@ -87,6 +96,29 @@ def _groups(lengths: NDArray[np.int64], frames: int) -> list[list[int]]:
         groups[-1].append(clip)
         held += length
     return groups
+
+
+def mean_and_std(of_clip: list[Floats]) -> tuple[Floats, Floats]:
+    """Mean and standard deviation over all frames of all clips, [1 + K, A] each, without a copy of the codes.
+
+    Up to SUMMED_FRAMES frames, those that numpy gives for one array of them all, to the bit.
+    """
+    num_frames = np.intp(sum(len(codes) for codes in of_clip))
+
+    def averaged(terms: Iterator[Floats]) -> Floats:
+        shape = of_clip[0].shape[1:]
+        whole, part, held = np.zeros(shape, np.float64), np.zeros((1, *shape), np.float32), 0
+        for term in terms:
+            # Row after row upon the sum so far, as numpy adds the rows of one array.
+            part = np.add.reduce(np.concatenate([part, term]), axis=0, keepdims=True)
+            held += len(term)
+            if held >= SUMMED_FRAMES:
+                whole, part, held = whole + part[0], np.zeros_like(part), 0
+        average: Floats = ((whole + part[0]) / num_frames).astype(np.float32)
+        return average
+
+    mean = averaged(iter(of_clip))
+    return mean, np.sqrt(averaged(np.square(codes - mean) for codes in of_clip))
 
 
 def hand_labels(folder: Path, clips: list[str], strides: tuple[int, ...], steps: NDArray[np.float64]) -> Labels:
@@ -226,8 +258,8 @@ def world(work: Work) -> dict[str, Any]:
         return latent_labels(work.input("latent-action"), of, recipe.strides_frames, steps)
 
     known, held_known = labels(shards), labels(held_shards)
-    stacked = np.concatenate(known.of_clip)
-    mean, std = stacked.mean(0), np.maximum(stacked.std(0), CODE_FLOOR)
+    mean, std = mean_and_std(known.of_clip)
+    std = np.maximum(std, CODE_FLOOR)
     given = {
         **spec.model_dump(),
         "num_latents": shards.num_tokens,
@@ -291,7 +323,7 @@ def world(work: Work) -> dict[str, Any]:
         own_rows=True,
         batch_ids=lambda step: training.names(seed, "world", step, recipe.train.batch_size),
     )
-    model.eval()
+    model.eval().to(device())
     with inference():
         everything = LatentShards.open(work.input("encode") / "video")
         result["target_r2"] = target_r2(model, everything, subset, training.words, heldout.words)

@@ -66,7 +66,8 @@ class Cost:
 
     device: the GPU of the GPU-hours; several with commas between, none where no stage uses one.
     disk_bytes: to come, by kind: weights, latents, video, other; checkpoints: at most at any time, deleted at the end
-    of each run. critical: the longest chain of unfinished runs; wall_hours: until the last run ends.
+    of each run but for multiples of keep_every_steps. critical: the longest chain of unfinished runs; wall_hours: until
+    the last run ends.
     """
 
     name: str

@@ -125,7 +125,9 @@ def ended(folder: RunFolder, code: int, retries: int) -> int:
         return DONE
     mine = _of_this_attempt(folder.events())
     names = {event["event"] for event in mine}
-    if names & {"fail", "blocked"}:
+    # Another job with the same run may have failed meanwhile, before it came to the lock. What names no job counts.
+    own = {event["event"] for event in mine if event.get("job", slurm_job()) == slurm_job()}
+    if own & {"fail", "blocked"}:
         return FAILED  # the same would happen again
     gone = silent(folder.path / "lock") if code in (AGAIN, REQUEUE) else None
     if code == REQUEUE and ("save" in names or (folder.holder() is not None and gone is None)):

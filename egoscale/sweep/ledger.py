@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from egoscale.recipe import SCHEMA_VERSION, STAGES, RecipeError, StageRecipe, load_recipe, resolved_toml
-from egoscale.sweep.lock import RunLockedError, held, holder, write_whole
+from egoscale.sweep.lock import RunLockedError, held, holder, slurm_job, write_whole
 
 if TYPE_CHECKING:
     import polars as pl
@@ -150,9 +150,11 @@ class RunFolder:
         write_whole(self.path / "result.json", text)
 
     def fail(self, reason: str) -> None:
-        """Note why the run stopped (on a full disk even this may fail; the caller prints the reason too)."""
+        """Note why the run stopped (on a full disk even this may fail; the caller prints the reason too), and the Slurm
+        job that says so, if it is one."""
+        job = slurm_job()
         with contextlib.suppress(OSError):
-            self.event("fail", reason=reason)
+            self.event("fail", reason=reason, **({"job": job} if job else {}))
 
     def state(self) -> State:
         """done: has a result; running: a live process holds it; else by the last event."""

@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,34 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
 
 class DamagedError(ValueError):
     """A checkpoint is not what was written."""
+
+
+@contextlib.contextmanager
+def errors_afterwards(*methods: tuple[object, str]) -> Iterator[None]:
+    """Keep the first OSError or RuntimeError of these methods (object, name) until the block is through.
+
+    Other ranks may be waiting for this one at the block's end; they would wait for as long as they can.
+    """
+    errors: list[Exception] = []
+
+    def held(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(*args, **kwargs) if not errors else None
+            except (OSError, RuntimeError) as error:
+                errors.append(error)
+
+        return call
+
+    for owner, name in methods:
+        vars(owner)[name] = held(getattr(owner, name))
+    try:
+        yield
+    finally:
+        for owner, name in methods:
+            del vars(owner)[name]
+    if errors:
+        raise errors[0]
 
 
 class _Flush(threading.Thread):
@@ -186,7 +214,7 @@ class Checkpoints:
             older = [path for path in self._found() if path.name <= final.name]
             ahead = [path for path in self._found() if path.name > final.name]  # damaged ones that were passed over
             for old in older[self.keep_last :] + ahead:
-                if old in ahead or not self.keep_every or int(old.name.removeprefix("step-")) % self.keep_every:
+                if old in ahead or not self.keep_every or _step(old) % self.keep_every:
                     shutil.rmtree(old, ignore_errors=True)
             self.event("save", step=step)
         self.ranks.barrier()
@@ -290,14 +318,40 @@ def newest(out: Path) -> Path:
     """The newest checkpoint of a run folder. Raises FileNotFoundError where there is none."""
     found = sorted((out / FOLDER).glob("step-*"))
     if not found:
-        raise FileNotFoundError(f"{out / FOLDER}: no checkpoint; a finished run keeps its weights alone")
+        raise FileNotFoundError(
+            f"{out / FOLDER}: no checkpoint; a finished run keeps its weights, and multiples of train.keep_every_steps"
+        )
     return found[-1]
 
 
-def discard_checkpoints(out: Path) -> None:
-    """Delete the checkpoints of a finished run; its weights were exported."""
-    shutil.rmtree(out / FOLDER, ignore_errors=True)
+def kept(out: Path, step: int) -> Path:
+    """The checkpoint of a step in a run folder. Raises FileNotFoundError that names those that are there."""
+    path = out / FOLDER / f"step-{step:08d}"
+    if not path.is_dir():
+        there = ", ".join(str(_step(found)) for found in sorted((out / FOLDER).glob("step-*"))) or "none"
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; steps that are there: {there}. train.keep_every_steps keeps its multiples"
+        )
+    return path
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def discard_checkpoints(out: Path, keep_every_steps: int = 0) -> None:
+    """Delete the checkpoints of a finished run, whose weights were exported, but for multiples of `keep_every_steps`
+    (0: all)."""
+    found = sorted((out / FOLDER).glob("step-*"))
+    for_good = [path for path in found if keep_every_steps and _step(path) % keep_every_steps == 0]
     (out / MARK).unlink(missing_ok=True)
+    if not for_good:
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
+        return
+    write_text(out / FOLDER / "latest", for_good[-1].name)  # first: what it names must be there
+    for path in found:
+        if path not in for_good:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def export_weights(state_dict: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:

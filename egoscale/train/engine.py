@@ -11,14 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,13 +27,15 @@ from egoscale.models.blocks import SpaceTimeBlock
 from egoscale.models.memory import checkpoint_bytes
 from egoscale.recipe import TrainSpec
 from egoscale.train.blocks import Blocks
+from egoscale.train.checkpoint import errors_afterwards
 from egoscale.train.deepspeed_json import deepspeed_config
 from egoscale.train.muon import MuonAdamW, Piece, WholeMatrices
 from egoscale.train.optimizer import optimizer, parameter_groups
-from egoscale.train.ranks import Ranks
+from egoscale.train.ranks import Ranks, lift_timeouts
 from egoscale.train.reshape import SHARDS as TAG
-from egoscale.train.reshape import reshape, shards_of
+from egoscale.train.reshape import Tensors, reshape, shards_of
 from egoscale.train.schedule import learning_rate
+from egoscale.train.watch import now, seconds
 
 
 @cache
@@ -70,25 +71,6 @@ def multiplies_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def _seconds(begun: Any, ended: Any) -> float:
-    return float(ended - begun if isinstance(begun, float) else begun.elapsed_time(ended) / 1000)
-
-
-class _Tensors:
-    """Tensors of a safetensors file, read one at a time."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        self.path = path
-        self._file = cast(Any, safe_open(path, framework="pt"))
-        self.names: set[str] = set(self._file.keys())
-
-    def __call__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
@@ -165,6 +147,7 @@ class Engine:
                 model=model, optimizer=optimizer(groups, spec), config=self.config, dist_init_required=False
             )
         _live.add(self)
+        lift_timeouts()  # DeepSpeed has made groups of its own
         if ranks.world_size == 1 and spec.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # nobody to add to: saves a copy of the gradients
         if self._blocks.leaves:
@@ -203,9 +186,9 @@ class Engine:
         for batch in micro_batches:
             batch = {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in batch.items()}
             self._blocks.begin_pass()
-            begun = self._clock()
+            begun = now(self.ranks.device)
             outputs = self._engine(batch)
-            passed.append((begun, self._clock()))
+            passed.append((begun, now(self.ranks.device)))
             loss = outputs["loss"]
             # An infinite loss can have finite gradients; NaN gradients make every rank skip, whatever the
             # stage.
@@ -225,17 +208,9 @@ class Engine:
             self.bad_passes = [i for i, value in enumerate(table[:, 0].tolist()) if not abs(value) < float("inf")]
         norm = self._engine.get_global_grad_norm() if self.spec.zero_stage else self._optimizer._global_grad_norm
         metrics = dict(zip(names, means.tolist(), strict=True))  # waits for the device, so the clocks have stopped
-        self.forward_s = sum(_seconds(begun, ended) for begun, ended in passed)
+        self.forward_s = sum(seconds(begun, ended) for begun, ended in passed)
         metrics["grad_norm"] = float(norm)
         return metrics
-
-    def _clock(self) -> Any:
-        """Now, on the device's own clock where it has one: a GPU works later than it is told to."""
-        if self.ranks.device.type != "cuda":
-            return time.perf_counter()
-        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
 
     @property
     def skipped_steps(self) -> int:
@@ -243,11 +218,16 @@ class Engine:
         return int(self._engine.skipped_steps)
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write weights, optimizer and `client_state` into `folder`; every rank must call this."""
+        """Write weights, optimizer and `client_state` into `folder`; every rank must call this.
+
+        Raises OSError or RuntimeError on a rank that cannot write, once all ranks are through.
+        """
         state = {"client": client_state, "steps": self.steps, "precision": self.precision}
         held = {**state, "world_size": self.ranks.world_size, "zero_stage": self.spec.zero_stage}
         held["groups"] = self._groups
-        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={"egoscale": held}, save_latest=False)
+        writers = ((self._engine.checkpoint_engine, "save"), (self._engine, "_copy_recovery_script"))
+        with errors_afterwards(*writers):
+            self._engine.save_checkpoint(str(folder), tag=TAG, client_state={"egoscale": held}, save_latest=False)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read what `save` wrote and return its `client_state`; every rank must call this, on a fresh engine.
@@ -297,8 +277,8 @@ class Engine:
         """Load whole tensors by name into whatever pieces this engine holds."""
         full = self._by_main(lambda: reshape(folder))
         held: dict[str, Any] = torch.load(full / "state.pt", weights_only=False)
-        self._set_weights(_Tensors(full / "weights.safetensors"))
-        moments = {kind: _Tensors(full / f"{kind}.safetensors") for kind in held["kinds"]}
+        self._set_weights(Tensors(full / "weights.safetensors"))
+        moments = {kind: Tensors(full / f"{kind}.safetensors") for kind in held["kinds"]}
         for flat, names, pieces in self._pieces():
             # Muon's matrices have one moment, Adam's weights two; a weight that never had a gradient has none.
             state = {kind: torch.zeros_like(flat) for kind, of in moments.items() if of.names & set(names)}
@@ -309,7 +289,8 @@ class Engine:
                     if name in moments[kind].names:
                         whole = moments[kind](name).flatten()
                         numbers.view(-1)[start : start + numel] = whole[first : first + numel]
-            step = torch.tensor(held["optimizer_steps"], dtype=torch.float32)
+            # Fused AdamW wants its count where the numbers are, and does not move it.
+            step = torch.tensor(held["optimizer_steps"], dtype=torch.float32, device=flat.device)
             self._inner.state[flat] = {"step": step, **state}
         return held
 
@@ -319,7 +300,7 @@ class Engine:
         inner: torch.optim.Optimizer = self._optimizer if self.spec.zero_stage == 0 else self._optimizer.optimizer
         return inner
 
-    def _set_weights(self, weights: _Tensors) -> None:
+    def _set_weights(self, weights: Tensors) -> None:
         """Every weight and buffer, by name; ValueError where names or shapes differ."""
         mine = dict(self.module.state_dict(keep_vars=True))
         missing, foreign = sorted(mine.keys() - weights.names), sorted(weights.names - mine.keys())

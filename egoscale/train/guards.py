@@ -27,15 +27,20 @@ class Requeue(SystemExit):
 
 class BadSteps:
     """Counts steps that were skipped because a loss or gradient was not finite, and stops the run past a
-    limit.
+    limit (with `stop`, at the first).
 
     `found` is what a checkpoint carries: one entry a bad step, {"step", "clips"}.
     """
 
     def __init__(
-        self, limit: int, event: Callable[..., None], ranks: Ranks, found: list[dict[str, Any]] | None = None
+        self,
+        limit: int,
+        event: Callable[..., None],
+        ranks: Ranks,
+        found: list[dict[str, Any]] | None = None,
+        stop: bool = False,
     ) -> None:
-        self.limit, self.event, self.ranks = limit, event, ranks
+        self.limit, self.event, self.ranks, self.stop = limit, event, ranks, stop
         self.found: list[dict[str, Any]] = list(found or [])
 
     def record(self, step: int, suspects: list[str], batch: list[str]) -> None:
@@ -47,7 +52,7 @@ class BadSteps:
         clips = sorted({clip for held in self.ranks.gathered(suspects) for clip in held}) or batch
         self.found.append({"step": step, "clips": clips})
         self.event("skip", step=step, reason="loss or gradient not finite", clips=clips)
-        if len(self.found) <= self.limit:
+        if len(self.found) <= self.limit and not self.stop:
             return
         counts: dict[str, int] = {}
         for bad in self.found:
@@ -55,10 +60,16 @@ class BadSteps:
                 counts[clip] = counts.get(clip, 0) + 1
         worst = sorted(counts, key=lambda clip: (-counts[clip], clip))[:10]
         named = ", ".join(f"{clip} ({counts[clip]}x)" for clip in worst) or "unknown"
+        many = f"{len(self.found)} steps" if len(self.found) > 1 else "1 step"
+        told = 'train.on_bad_step = "stop"' if self.stop else f"train.max_bad_steps = {self.limit}"
+        onward = f"train.max_bad_steps={max(10, 2 * self.limit)}"
+        if self.stop:
+            onward = "train.on_bad_step=skip" + ("" if self.limit else f" --set {onward}")
         raise FloatingPointError(
-            f"{len(self.found)} steps had a loss or gradient that is not finite, the last at step {step}; "
-            f"train.max_bad_steps = {self.limit}. Clips seen most often: {named}. Look at these "
-            "clips, exclude them by a rule of the selection, or lower train.learning_rate"
+            f"{many} had a loss or gradient that is not finite, the last at step {step}; {told}. Clips seen most "
+            f"often: {named}. Look at these clips. To go on from the last checkpoint all the same: `egoscale "
+            f"checkpoint reshape RUN --set {onward}`. To exclude clips by a rule of the selection, or to lower "
+            "train.learning_rate, makes another run, from step 0"
         )
 
 

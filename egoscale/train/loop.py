@@ -21,6 +21,7 @@ from egoscale.train.goodput import Clock
 from egoscale.train.guards import BadSteps, Signals, Spikes, leave
 from egoscale.train.order import rank_rows, torch_seed
 from egoscale.train.ranks import Ranks
+from egoscale.train.schedule import learning_rate
 from egoscale.train.throughput import Meter, gemm, utilisation
 from egoscale.train.trace import Trace
 from egoscale.train.watch import Stragglers, Watchdog, preflight
@@ -53,9 +54,9 @@ def train(
     of the whole; it is then asked from a thread, a step ahead, where the ranks have GPUs. `batch_ids(step)` names the
     clip (or the clips) of each row, for reports of bad numbers.
     `identity` says whose checkpoints these are; its "seed", if any, seeds torch's generator anew for every
-    step. `validate(model)` runs on every rank after each `validate_every_steps` and at the end. `weights`
-    gets the full fp32 state dict on rank 0. Every rank calls this; only rank 0 writes and calls `event` and
-    `progress`.
+    step. `validate(model)` runs on every rank after each `validate_every_steps` and at the end, there after the last
+    save: an error in it repeats no step. `weights` gets the full fp32 state dict on rank 0. Every rank calls this; only
+    rank 0 writes and calls `event` and `progress`.
 
     A step that takes longer than `hang_timeout_s` ends the process, every stack beside the run (`watch.py`); a rank
     whose own work takes half as long again as the others' is named by an event.
@@ -101,22 +102,43 @@ def train(
         clock.note(engine.steps)
         if state and state["precision"] != engine.precision:
             tell("precision", before=state["precision"], now=engine.precision, requested=spec.precision)
-        bad = BadSteps(0 if spec.on_bad_step == "stop" else spec.max_bad_steps, tell, ranks, state.get("bad"))
+        bad = BadSteps(spec.max_bad_steps, tell, ranks, state.get("bad"), spec.on_bad_step == "stop")
         spikes = Spikes(spec.spike_deviations, tell, state.get("recent"))
         stragglers = Stragglers(ranks, tell)
         trace = Trace(out / "metrics.jsonl" if ranks.main else None, state.get("trace"))
-        meter, since = Meter(**state.get("meter", {})), Meter()
+        meter, since = Meter(**state.get("meter", {})), Meter(**state.get("since", {}))
 
         def save(done: int, signal: str) -> None:
             trace.flush()
             held = {"trace": trace.state(), "bad": bad.found, "meter": vars(meter), "recent": spikes.recent}
-            held["precision"] = engine.precision
+            held |= {"precision": engine.precision, "since": vars(since)}
             with clock.phase("saving"):
                 wait = done == spec.num_steps or bool(signal)
                 checkpoints.save(done, lambda folder: engine.save(folder, held), engine.checkpoint_bytes, wait)
             clock.note(done)
 
+        def look(done: int) -> None:
+            """Validate where it is time to, and write a line where there is something to say."""
+            nonlocal since
+            last, validated = done == spec.num_steps, {}
+            if validate and (last or (validate_every_steps and done % validate_every_steps == 0)):
+                model.eval()
+                with torch.no_grad(), clock.phase("validating"):
+                    validated = validate(model)
+                model.train()
+            if last or validated or done == 1 or done % spec.log_every_steps == 0:
+                rates = since.rates(spec.batch_size, frames_per_sample, tokens_per_frame)
+                share = used(rates["samples_per_s"])
+                rates |= {name: share[name] for name in ("mfu", "mfu_of_peak") if share.get(name) is not None}
+                now = {"learning_rate": learning_rate(spec, done - 1), "bad_steps": len(bad.found)}
+                now |= stragglers.compare(done, *since.own_seconds())
+                trace.write(**now, **validated, **rates)
+                meter.add(since)
+                since = Meter()
+
         first = engine.steps
+        if first and trace.last.get("step") != first:  # the last step was saved, and its line not written
+            look(first)
         batches = stack.enter_context(Batches(batch_at, rows, spec.num_steps, own_rows, ranks.device.type == "cuda"))
         for step in range(first, spec.num_steps):
             watchdog.beat(f"reading the batch of step {step + 1}", started=step > first)
@@ -139,21 +161,9 @@ def train(
                 spikes.add(done, metrics["loss"], partial(names, step))
             trace.step = done
 
-            validated = {}
-            if validate and (last or (validate_every_steps and done % validate_every_steps == 0)):
-                model.eval()
-                with torch.no_grad(), clock.phase("validating"):
-                    validated = validate(model)
-                model.train()
-            if last or validated or done == 1 or done % spec.log_every_steps == 0:
-                rates = since.rates(spec.batch_size, frames_per_sample, tokens_per_frame)
-                share = used(rates["samples_per_s"])
-                rates |= {name: share[name] for name in ("mfu", "mfu_of_peak") if share.get(name) is not None}
-                now = {"learning_rate": engine.learning_rate, "bad_steps": len(bad.found)}
-                now |= stragglers.compare(done, *since.own_seconds())
-                trace.write(**now, **validated, **rates)
-                meter.add(since)
-                since = Meter()
+            if last:  # before it is validated: what fails there, and is mended, costs no step
+                save(done, "")
+            look(done)
             if step == first:  # torch and DeepSpeed load half of themselves in the first step
                 meter, since = Meter(**state.get("meter", {})), Meter()
             if progress and ranks.main:
@@ -167,7 +177,7 @@ def train(
                 tell("signal", signal=signal, step=done)
                 if signal != "SIGINT":
                     tell("requeue", step=done)
-            if last or signal or done % spec.save_every_steps == 0:
+            if not last and (signal or done % spec.save_every_steps == 0):
                 save(done, signal)
             if signal:
                 leave(signal)

@@ -12,16 +12,24 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+MEETING = timedelta(minutes=30)  # processes of one job start minutes apart
+WORKING = timedelta(days=365)  # longer than any job
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together. Collectives cost nothing when it is alone."""
+    """This process among those that train together. Collectives cost nothing when it is alone.
+
+    `local_rank` numbers its GPU among those that it sees.
+    """
 
     rank: int
     world_size: int
@@ -97,13 +105,22 @@ def address(environ: Mapping[str, str]) -> tuple[Ranks, str, int] | None:
     return ranks, host, int(environ.get("MASTER_PORT", port))
 
 
+def named_ranks() -> Ranks:
+    """This process among those that the environment names, joined or not; alone where it names none.
+
+    Slurm (--gpus-per-task=1) shows each task its own GPU alone, and it is always number 0.
+    """
+    found = address(os.environ)
+    ranks = found[0] if found else Ranks(0, 1, 0)
+    return replace(ranks, local_rank=0) if torch.cuda.is_available() and torch.cuda.device_count() == 1 else ranks
+
+
 def init_ranks() -> Ranks:
     """Join the process group that the environment names, or make a group of one (no port, no network).
 
     gloo carries CPU tensors, nccl GPU tensors. Raises ValueError when the environment contradicts itself.
     """
-    found = address(os.environ)
-    ranks = found[0] if found else Ranks(0, 1, 0)
+    found, ranks = address(os.environ), named_ranks()
     if not 0 <= ranks.rank < ranks.world_size:
         raise ValueError(
             f"rank {ranks.rank} of {ranks.world_size}: check RANK and WORLD_SIZE (or SLURM_PROCID and SLURM_NTASKS)"
@@ -124,10 +141,25 @@ def init_ranks() -> Ranks:
         sys.excepthook = hook  # torch prefixes each line of a traceback with the rank, once more at every start
     elif found:
         _, host, port = found
-        dist.init_process_group(
-            backend, init_method=f"tcp://{host}:{port}", rank=ranks.rank, world_size=ranks.world_size
-        )
+        where = f"tcp://{host}:{port}"
+        store, _, _ = next(rendezvous(where, ranks.rank, ranks.world_size, timeout=MEETING))
+        prefixed = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=prefixed, rank=ranks.rank, world_size=ranks.world_size, timeout=MEETING)
+        store.set_timeout(WORKING)  # NCCL meets through it once more, at its first collective
+        lift_timeouts()
     return ranks
+
+
+def lift_timeouts() -> None:
+    """Let collectives of all of this process's groups wait for as long as it takes: the watchdog is the one clock.
+
+    torch gives up after 10 or 30 minutes by itself, and would end a rank that waits before the watchdog
+    (`hang_timeout_s`) has written its stacks.
+    """
+    if dist.get_world_size() == 1:
+        return
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(WORKING, group)
 
 
 def destroy_ranks() -> None:

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,21 @@ from torch import Tensor
 from egoscale.train.checkpoint import DamagedError, checksum, flush_folder, write_text
 
 FULL, SHARDS = "full", "engine"
+
+
+class Tensors:
+    """Tensors of a safetensors file, read one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self.path = path
+        self._file = cast(Any, safe_open(path, framework="pt"))
+        self.names: set[str] = set(self._file.keys())
+
+    def __call__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
 
 
 def shards_of(checkpoint: Path) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class Trace:
         kept = []
         for line in lines:
             try:
-                if json.loads(line)["step"] <= self.step:
+                if json.loads(line)["step"] <= self.last.get("step", 0):  # later ones the loop writes again
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # torn by a kill

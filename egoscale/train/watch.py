@@ -72,8 +72,10 @@ class Watchdog:
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
         if self._file is not None:
+            written = os.fstat(self._file.fileno()).st_size
             self._file.close()
-            self.path.unlink(missing_ok=True)
+            if error is None or not written:  # stacks of a rank that did not end well are kept
+                self.path.unlink(missing_ok=True)
 
     def _watch(self) -> None:
         assert self._file is not None
@@ -101,6 +103,20 @@ class Watchdog:
         )
         time.sleep(GRACE_S)
         os._exit(HANG_EXIT_CODE)
+
+
+def now(device: torch.device) -> Any:
+    """Now, on the device's own clock where it has one: a GPU works later than it is told to."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def seconds(begun: Any, ended: Any) -> float:
+    """Seconds between two `now`s of one device, which must have come by the second."""
+    return float(ended - begun if isinstance(begun, float) else begun.elapsed_time(ended) / 1000)
 
 
 class Stragglers:

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
+from egoscale import cli_sweep
 from egoscale.recipe import load_recipe
 from egoscale.resources import find
 from egoscale.stages import execute
+from egoscale.sweep.element import ended
 from egoscale.sweep.ledger import RunFolder
+from egoscale.sweep.worker import REQUEUE
 
 
 def test_a_run_that_was_finished_while_it_was_waited_for_is_not_begun(
@@ -30,3 +34,37 @@ def test_a_run_that_was_finished_while_it_was_waited_for_is_not_begun(
     execute(str(folder.path))
     assert folder.result() == {"by": "the other"}
     assert [event["event"] for event in folder.events()] == ["end"]
+
+
+@pytest.mark.parametrize("trouble", ["locked", "no torch"])
+def test_a_look_by_hand_at_a_run_of_slurm_leaves_its_story_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    folder = RunFolder.create(tmp_path, load_recipe(find("recipes", "sweeps/tabletop")).film, {})
+    if trouble == "no torch":  # what fails by hand before it comes to the lock
+
+        def stages() -> cli_sweep.Stages:
+            raise ModuleNotFoundError("No module named 'torch'")
+
+        monkeypatch.setattr(cli_sweep, "stages", stages)
+    with folder.lock():
+        folder.event("start")
+        with pytest.raises(typer.Exit) as stopped:
+            cli_sweep.execute(folder)
+        folder.event("save", step=5)
+    assert stopped.value.exit_code == 1
+    assert ("works on this run; wait for it" if trouble == "locked" else "No module named") in capsys.readouterr().err
+    assert [event["event"] for event in folder.events()] == ["start", "save"]
+    assert ended(folder, REQUEUE, retries=3) == REQUEUE
+
+
+def test_a_failure_of_ones_own_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.create(tmp_path, load_recipe(find("recipes", "sweeps/tabletop")).film, {})
+
+    def broken(work: object) -> dict[str, object]:
+        raise ValueError("clip kitchen/17: duration_s = -1")
+
+    monkeypatch.setattr("egoscale.stages.stage", lambda name: broken)
+    with pytest.raises(typer.Exit):
+        cli_sweep.execute(folder)
+    assert folder.state() == "failed" and folder.events()[-1]["reason"] == "clip kitchen/17: duration_s = -1"

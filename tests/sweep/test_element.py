@@ -72,6 +72,24 @@ def test_its_own_word_is_final_whatever_the_code(folder: RunFolder) -> None:
     assert not [event for event in folder.events() if event["event"] == "retry" and event["job"] == "17_0"]
 
 
+def test_the_word_of_another_job_is_not_its_own(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.event("start")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "18")
+    folder.fail("No module named 'torch'")  # sent a second time, to a node where nothing is installed
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    folder.event("save", step=5)
+    assert ended(folder, REQUEUE, RETRIES) == REQUEUE
+    folder.fail("clip 3 is damaged")
+    assert ended(folder, REQUEUE, RETRIES) == FAILED
+
+
+def test_a_failure_that_names_no_job_counts(folder: RunFolder) -> None:
+    folder.event("start")
+    folder.event("fail", reason="clip 3 is damaged")  # as folders have it that were written before
+    folder.event("save", step=5)
+    assert ended(folder, REQUEUE, RETRIES) == FAILED
+
+
 def test_a_run_that_saved_goes_on_as_often_as_it_likes(folder: RunFolder) -> None:
     for step in range(1, 8):
         folder.event("start")

@@ -10,6 +10,7 @@ import pytest
 from egoscale.recipe import TokenizerRecipe
 from egoscale.stages.carrying import HOW, carry
 from egoscale.sweep.ledger import RunFolder
+from egoscale.train.checkpoint import discard_checkpoints
 
 
 @pytest.fixture
@@ -45,6 +46,21 @@ def test_a_run_goes_on_at_another_stage_as_if_it_had_never_changed(worker, alone
     assert events[:2] == [("carried", 6), ("resume", 6)]
     train(halfway)  # what it was carried from is as it was
     assert [line["loss"] for line in worker.trace(halfway.path)] == one
+
+
+def test_a_finished_run_is_carried_from_what_it_keeps_for_good(worker, train, tmp_path):
+    recipe = TokenizerRecipe(train=worker.spec(keep_every_steps=5, zero_stage=1).model_dump())
+    run = RunFolder.create(tmp_path / "runs", recipe, {})
+    train(run)
+    discard_checkpoints(run.path, 5)
+    new, step = carry(run, ["train.zero_stage=2"])
+    assert step == 10
+    train(new)
+    one, other = ([line["loss"] for line in worker.trace(out.path)] for out in (run, new))
+    assert len(one) == 12 and one == pytest.approx(other, abs=1e-6)
+    discard_checkpoints(new.path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint; a finished run keeps its weights, and multiples"):
+        carry(new, ["train.zero_stage=3"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from egoscale.train import checkpoint
-from egoscale.train.checkpoint import Checkpoints, discard_checkpoints, export_weights, load_weights, newest
+from egoscale.train.checkpoint import Checkpoints, discard_checkpoints, export_weights, kept, load_weights, newest
 from egoscale.train.ranks import Ranks
 
 IDENTITY = {"recipe": {"train": {"num_steps": 12}, "seed": 0}, "data": "abc"}
@@ -76,6 +76,33 @@ def test_a_writer_that_dies_leaves_the_one_before(checkpoints, tmp_path):
     checkpoints().save(10, writer("state 10"))
     assert checkpoints().load(read) == "state 10"
     assert not list((tmp_path / "checkpoints").glob(".*.tmp"))
+
+
+@pytest.mark.ranks
+def test_one_rank_that_cannot_write_is_told_by_all(worker, start, tmp_path):
+    """The others wait for it where DeepSpeed ends: it comes there too, and then says what was wrong."""
+    processes = start("full-disk", tmp_path, world_size=2)
+    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    for rank in (0, 1):
+        assert re.search("of step 10 could not be written .*No space left", (tmp_path / f"rank-{rank}").read_text())
+    [unsaved] = [event for event in worker.events(tmp_path) if event["event"] == "unsaved"]
+    assert unsaved["step"] == 10 and "No space left on device" in unsaved["reason"]
+    assert newest(tmp_path).name == "step-00000005"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000005"]
+
+
+def test_errors_come_once_the_block_is_through():
+    class Writer:
+        def save(self, what):
+            raise OSError(f"{what} cannot be written")
+
+    writer, through = Writer(), []
+    with pytest.raises(OSError, match="one cannot be written"), checkpoint.errors_afterwards((writer, "save")):
+        writer.save("one")
+        writer.save("two")
+        through.append(True)
+    assert through == [True] and vars(writer) == {}
 
 
 def test_a_large_one_is_flushed_while_training_goes_on(checkpoints, tmp_path, told, monkeypatch):
@@ -236,6 +263,25 @@ def test_missing_checkpoints_are_an_error(checkpoints, tmp_path):
         checkpoints().load(read)
     discard_checkpoints(tmp_path)
     assert checkpoints().load(read) is None
+
+
+@pytest.mark.parametrize(("every", "left"), [(20, [20, 40]), (0, []), (70, [])])
+def test_what_is_kept_for_good_outlives_the_run(checkpoints, tmp_path, every, left):
+    for step in range(10, 60, 10):
+        checkpoints(keep_every=every).save(step, writer(f"state {step}"))
+    discard_checkpoints(tmp_path, every)
+    assert not (tmp_path / "checkpoint_step").exists()
+    if not left:
+        assert not (tmp_path / "checkpoints").exists()
+        with pytest.raises(FileNotFoundError, match="no checkpoint"):
+            newest(tmp_path)
+        return
+    names = [f"step-{step:08d}" for step in left]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", *names]
+    assert kept(tmp_path, 20).name == names[0] and newest(tmp_path).name == names[-1]
+    assert checkpoints(keep_every=every).load(read) == "state 40"
+    with pytest.raises(FileNotFoundError, match=r"step-00000050: no such checkpoint; steps that are there: 20, 40\."):
+        kept(tmp_path, 50)
 
 
 def test_another_recipe_is_refused_naming_the_key(checkpoints):

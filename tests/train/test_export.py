@@ -37,7 +37,7 @@ BLOCKS = {"width": 16, "num_layers": 1, "temporal_every": 0}
 TOKENIZER = {
     "tokenizer": {"image_size_px": 16, "patch_size_px": 4, "num_latents": 16, "latent_dim": 4}
     | {"encoder": BLOCKS, "decoder": BLOCKS},
-    "train": {"num_steps": 3, "batch_size": 4},
+    "train": {"num_steps": 3, "batch_size": 4, "save_every_steps": 1, "keep_every_steps": 2, "keep_last": 3},
     "window_frames": 1,
     "demo_fraction": 0.0,
 }
@@ -168,6 +168,35 @@ def test_what_cannot_be_exported_is_refused(trained, tmp_path):
         with pytest.raises(ValueError, match=said):
             export(run, folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "tokenizer"]
+
+
+def test_a_checkpoint_that_was_kept_is_exported_too(trained, tmp_path):
+    """The run is done: of steps 1, 2 and 3 the multiple of keep_every_steps is left."""
+    assert trained.state() == "done"
+    done = command("export", trained.path, "--step", 2, "--out", tmp_path / "then")
+    assert done.returncode == 0, done.stderr
+    then, now = egoscale.load_model(tmp_path / "then"), egoscale.load_model(trained.path)
+    assert then.state_dict().keys() == now.state_dict().keys() and then.config["export"]["step"] == 2
+    assert not all(torch.equal(weight, now.state_dict()[name]) for name, weight in then.state_dict().items())
+    assert "as it was after step 2; the numbers below are those of its end" in (tmp_path / "then/README.md").read_text()
+    for step in (1, 3):
+        done = command("export", trained.path, "--step", step, "--out", tmp_path / "none")
+        assert done.returncode == 2 and "no such checkpoint; steps that are there: 2. train.keep_every" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_export_of_a_step_is_the_model_of_that_step(trained, tmp_path):
+    """The same training stopped for good at step 2 of as many: its export and its kept checkpoint are equal."""
+    from egoscale.stages import execute
+
+    data = trained.recipe().model_dump(mode="json", exclude_none=True)
+    data["train"] |= {"num_steps": 2}
+    short = RunFolder.create(trained.root, validate(TokenizerRecipe, data, "test"), trained.inputs())
+    execute(str(short.path))
+    for out, step in (("end", None), ("kept", 2)):
+        export(short, tmp_path / out, step=step)
+    end, kept = (egoscale.load_model(tmp_path / out).state_dict() for out in ("end", "kept"))
+    assert end.keys() == kept.keys() and all(torch.equal(weight, kept[name]) for name, weight in end.items())
 
 
 def test_a_run_folder_is_loaded_too(trained):

@@ -52,7 +52,7 @@ def test_a_run_saves_and_requeues_before_its_time_limit(worker, alone, tmp_path,
 
 
 def test_a_run_told_to_stop_at_a_bad_number_does(worker, alone, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"1 steps .* the last at step 5.*clip-4-5"):
+    with pytest.raises(FloatingPointError, match=r"1 step .* the last at step 5.*clip-4-5"):
         worker.run(tmp_path, alone, worker.spec(on_bad_step="stop", micro_batch_size=1), worker.nan_at(4))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,31 @@ def test_too_many_bad_steps_stop_the_run_naming_the_clip(worker, alone, tmp_path
         worker.run(tmp_path, alone, settings, worker.nan_at(2, 6, 8, 10), batch_ids=same_clip)
 
 
+def test_a_run_told_to_stop_says_so_and_goes_on_by_what_it_says(worker, alone, tmp_path):
+    """The remedy is a command; its recipe goes on from the checkpoint past the step that stopped the run."""
+    from egoscale.recipe import TokenizerRecipe
+    from egoscale.stages.carrying import carry
+    from egoscale.sweep.ledger import RunFolder
+
+    for settings, said, bad in (
+        ({"on_bad_step": "stop", "max_bad_steps": 10}, r'1 step had .* step 9; train\.on_bad_step = "stop"\.', [8]),
+        ({"on_bad_step": "stop", "max_bad_steps": 0}, r'1 step had .* step 7; train\.on_bad_step = "stop"\.', [6]),
+        ({"max_bad_steps": 1}, r"2 steps had .* step 9; train\.max_bad_steps = 1\.", [6, 8]),
+    ):
+        recipe = TokenizerRecipe(train=worker.spec(**settings).model_dump())
+        run = RunFolder.create(tmp_path / "-".join(map(str, bad)), recipe, {})
+        with pytest.raises(FloatingPointError, match=said) as stopped:
+            identity = {"run": str(run), "part": "", "seed": 0}
+            worker.run(run.path, alone, recipe.train, worker.nan_at(*bad), identity=identity)
+        assert "makes another run, from step 0" in str(stopped.value)
+        [remedy] = re.findall(r"`egoscale checkpoint reshape RUN --set (.+?)`", str(stopped.value))
+        new, step = carry(run, remedy.split(" --set "))
+        assert step == 5
+        identity["run"] = str(new)
+        result = worker.run(new.path, alone, new.recipe().train, worker.nan_at(*bad), identity=identity)
+        assert (result["steps"], result["bad_steps"]) == (12, len(bad))
+
+
 def test_another_identity_is_refused(worker, alone, tmp_path):
     worker.run(tmp_path, alone, worker.spec())
     with pytest.raises(ValueError, match="recipe: 'tiny' in the checkpoint, 'other' now"):
@@ -200,6 +226,35 @@ def test_validation_and_weights(worker, alone, tmp_path):
     for name, weight in model.state_dict().items():
         assert weight.dtype == torch.float32 and torch.equal(weight, full[name])
     model(worker.batch_at(0))["loss"].backward()  # an ordinary module again
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_what_fails_after_the_last_step_costs_no_step(worker, alone, tmp_path, stage):
+    settings = worker.spec(zero_stage=stage, log_every_steps=5)
+
+    def measured(model):
+        with torch.no_grad():
+            return {"heldout_loss": float(model(worker.batch_at(99))["loss"])}
+
+    def broken(model):
+        raise RuntimeError("invalid configuration argument")
+
+    def no_step(step):
+        pytest.fail(f"asked for step {step}")
+
+    whole, failed, stopped = (tmp_path / name for name in ("whole", "failed", "stopped"))
+    unbroken = worker.run(whole, alone, settings, validate=measured)
+    with pytest.raises(RuntimeError, match="invalid configuration"):
+        worker.run(failed, alone, settings, validate=broken)
+    assert (failed / "checkpoints" / "latest").read_text() == "step-00000012"
+    with pytest.raises(Requeue):  # its last line is written, then it is stopped
+        worker.run(stopped, alone, settings, worker.killed_at(11, signal.SIGTERM), validate=measured)
+    for folder in (failed, stopped):
+        resumed = worker.run(folder, alone, settings, no_step, validate=measured)
+        assert worker.trace(folder) == worker.trace(whole)
+        assert [line["step"] for line in worker.trace(folder)] == [1, 5, 10, 12]
+        for name in ("loss", "heldout_loss", "learning_rate"):
+            assert resumed[name] == unbroken[name]
 
 
 def test_config_is_derived_and_merged(worker, alone, tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from egoscale.train.ranks import Ranks, address, first_host
+from egoscale.train.ranks import Ranks, address, first_host, init_ranks
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,25 @@ def test_address():
     ranks, host, port = address(one)
     assert (ranks, host) == (Ranks(1, 2, 1), "n09") and port != 22345  # steps side by side do not meet
     assert address(one | {"MASTER_ADDR": "m", "MASTER_PORT": "7"})[1:] == ("m", 7)
+
+
+@pytest.mark.parametrize(("visible", "local_rank", "taken"), [(1, 3, 0), (1, 0, 0), (4, 3, 3), (2, 3, None)])
+def test_a_task_that_sees_one_gpu_takes_it(monkeypatch, visible, local_rank, taken):
+    """Under `srun --gpus-per-task=1` every task sees its own GPU alone, as number 0."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    group = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": str(local_rank), "MASTER_ADDR": "h", "MASTER_PORT": "1"}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    if taken is None:
+        with pytest.raises(ValueError, match="local rank 3, but 2 GPUs are visible: start no more"):
+            init_ranks()
+        return
+    ranks = init_ranks()
+    assert chosen == [taken] and ranks.local_rank == taken and ranks.device == torch.device("cuda", taken)
 
 
 @pytest.mark.ranks

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from egoscale.train.checkpoint import DamagedError
+from egoscale.train.engine import Engine
 from egoscale.train.reshape import reshape, shards_of
 
 STAGES = (0, 1, 2, 3)
@@ -81,6 +82,26 @@ def test_a_skipped_step_is_not_counted_by_the_optimizer(worker, alone, tmp_path)
         worker.run(broken, alone, worker.spec(zero_stage=1), at)
     worker.run(broken, alone, worker.spec(zero_stage=3), worker.nan_at(3))
     assert losses(worker, broken) == pytest.approx(losses(worker, unbroken), abs=1e-6)
+
+
+def test_the_count_of_steps_lies_where_its_numbers_lie(worker, alone, middle, monkeypatch):
+    """Fused AdamW refuses a count that is not on its weight's device. Here a tensor that names no device is nowhere."""
+    real = torch.tensor
+    with Engine(worker.Tiny(), worker.spec(zero_stage=2), alone) as engine:
+        monkeypatch.setattr(torch, "tensor", lambda *args, device="meta", **named: real(*args, device=device, **named))
+        engine.load(middle)
+        monkeypatch.undo()
+        states = engine._inner.state
+        assert states and all(state["step"].device == flat.device for flat, state in states.items())
+        assert {float(state["step"]) for state in states.values()} == {6.0}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_another_stage_goes_on_on_a_gpu(worker, alone, middle):
+    out = middle.parents[1]
+    worker.run(out, alone, worker.spec(zero_stage=2), worker.plain)
+    assert len(losses(worker, out)) == 12
 
 
 def test_frozen_weights_come_along(worker, alone, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 
 import pytest
 
 from egoscale.train.ranks import Ranks
-from egoscale.train.watch import HANG_EXIT_CODE, Stragglers, preflight
+from egoscale.train.watch import HANG_EXIT_CODE, Stragglers, Watchdog, preflight
 
 
 @pytest.mark.ranks
@@ -27,6 +29,38 @@ def test_a_hang_ends_with_the_stacks_of_every_rank_and_goes_on(worker, start, tm
     }
     # What was saved before is whole.
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000004"
+
+
+@pytest.mark.ranks
+def test_only_the_watchdog_ends_a_wait(worker, start, tmp_path):
+    """Ranks wait for longer than torch would, in its own group and in those that DeepSpeed makes."""
+    processes = start("late", tmp_path, world_size=2)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert worker.trace(tmp_path)[-1]["step"] == 12
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("well", [True, False])
+def test_stacks_stay_where_a_run_did_not_end_well(tmp_path, well):
+    """The event of the hang cannot be written, so that the run is left by an exception, and not by its watchdog."""
+    asked = threading.Event()
+
+    def full(*_, **__):
+        asked.set()
+        raise OSError("no space left on device")
+
+    with contextlib.suppress(RuntimeError), Watchdog(tmp_path, Ranks(0, 1, 0), 0.2, full) as watchdog:
+        watchdog.beat("computing step 6")
+        assert asked.wait(30)
+        if not well:
+            raise RuntimeError("the other rank has gone")
+    stacks = tmp_path / "stacks-rank0.txt"
+    assert stacks.exists() is not well
+    assert well or "while computing step 6" in stacks.read_text()
+    with contextlib.suppress(RuntimeError), Watchdog(tmp_path, Ranks(0, 1, 0), 600.0, full):
+        raise RuntimeError("an error without a hang")
+    assert not stacks.exists()
 
 
 @pytest.mark.ranks

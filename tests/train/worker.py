@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
 from egoscale.recipe import TrainSpec
 from egoscale.train import goodput
+from egoscale.train.engine import _deepspeed
 from egoscale.train.loop import train
 from egoscale.train.order import draws, normal
 from egoscale.train.ranks import Ranks, ranks
@@ -185,6 +187,37 @@ def trouble(out: Path, what: str) -> None:
         run(out, group, spec(zero_stage=2, hang_timeout_s=timeout_s, save_every_steps=2), at)
 
 
+def full_disk(out: Path) -> None:
+    """Two ranks; the second cannot write its part of the checkpoint of step 10; each notes what it was told."""
+    save = torch.save
+
+    def fails(held: object, path: object, **options: object) -> None:
+        if group.rank == 1 and "step-00000010" in str(path):
+            raise RuntimeError("No space left on device")
+        save(held, path, **options)  # type: ignore[arg-type]
+
+    torch.save = fails
+    with ranks() as group:
+        try:
+            run(out, group, spec(zero_stage=2))
+        except OSError as error:
+            (out / f"rank-{group.rank}").write_text(str(error))
+
+
+def late(out: Path) -> None:
+    """Two ranks of which one comes to step 5 later than torch waits by itself, here 10 s."""
+    _deepspeed()  # first, so that both come to the making of groups at once
+    distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=10)
+
+    def at(step: int) -> dict[str, Tensor]:
+        if group.rank == 1 and step == 5:
+            time.sleep(14)
+        return batch_at(step)
+
+    with ranks() as group:
+        run(out, group, spec(zero_stage=2, hang_timeout_s=600.0), at)
+
+
 def plain(step: int) -> dict[str, Tensor]:
     """batch_at without dropout: the same loss on any number of ranks."""
     return batch_at(step, noisy=False)
@@ -210,6 +243,10 @@ if __name__ == "__main__":
             (folder / "ended").write_text(str(time.time()))  # leaving the interpreter takes a second more
     elif task in ("sleep", "hang"):
         trouble(folder, task)
+    elif task == "full-disk":
+        full_disk(folder)
+    elif task == "late":
+        late(folder)
     elif task == "halves":
         halves(folder)
     elif task == "kill":

@@ -161,6 +161,22 @@ def test_the_file_survives_a_torn_line_and_other_writers(tmp_path):
     assert not one.bars("a", 2, 1) and not one.bars("c", 9, 1) and one.bars("c", 9, 0)
 
 
+def test_a_clip_whose_event_a_kill_took_is_told_at_the_next_start(tmp_path):
+    file, events = tmp_path / "quarantine.jsonl", []
+
+    def event(name, **fields):
+        events.append(fields)
+
+    def told():
+        return [fields["clip"] for fields in events]
+
+    Quarantine(file, 10, event=event).add("a", "gone", step=3)
+    Quarantine(file, 10).add("b", "broken", step=5)  # killed between the line and its event
+    for _ in range(2):
+        Quarantine(file, 10, event=event, told=told)
+    assert events == [{"clip": "a", "reason": "gone", "step": 3}, {"clip": "b", "reason": "broken", "step": 5}]
+
+
 def add_many(file, first, answers):
     told = []
     quarantine = Quarantine(file, 1000, event=lambda event, **fields: told.append(fields["clip"]))
