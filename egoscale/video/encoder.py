@@ -6,8 +6,10 @@ windows of 16 frames at 5 fps out of 30):
 - key frames at every `gop_frames`, never elsewhere: x264 would add them at cuts and make reading uneven;
 - two of three frames are B frames that no other frame is made from: who reads 5 of 30 frames leaves most of them
   undecoded, which is a third more windows a second, and at equal quality the files are 8 % smaller;
-- `tune=fastdecode` (no arithmetic coding, no deblocking): more than twice the windows a second for 5 % more bytes;
-- `preset=veryfast`: nearly three times the speed of `medium` for 5 % fewer bytes and 0.6 dB less;
+- `tune=fastdecode` (no arithmetic coding, no deblocking): more than twice the windows a second for 6 % more bytes;
+- `preset=veryfast`: nearly three times the speed of `medium` for 3 % fewer bytes and 0.6 dB less;
+- no `mbtree` (bits moved to what later frames are made from): with AVX-512, x264 (core 165) now and then made another
+  file of the same pictures, and without it none in ten thousand (`docs/journal.md`); it saves 6 % of the bytes;
 - one thread and FFmpeg's exact arithmetic: the same frames give the same bytes.
 
 Legend of shapes: T frames, H rows, W columns, C colours.
@@ -99,7 +101,7 @@ def options(gop_frames: int, crf: int) -> dict[str, str]:
         "keyint_min": str(gop_frames),
         "sc_threshold": "0",
         "bf": "2",
-        "x264-params": "b-adapt=0:b-pyramid=none",
+        "x264-params": "b-adapt=0:b-pyramid=none:mbtree=0",
     }
 
 

@@ -3,7 +3,7 @@
 A copy is the centre square of the clip, averaged to `size_px` by the arithmetic that the loader itself uses
 (`egoscale.video.picture.square`), so a loader that asks for that size gets the copy's own pixels, and one that asks
 for less averages them further, which also averages the encoder's noise away: a model of 64 px sees a copy of 256 px at
-42 dB, one of 64 px at 33 dB (`benchmarks/transcode.md`). What lies outside of the square no model of this package sees,
+41 dB, one of 64 px at 33 dB (`benchmarks/transcode.md`). What lies outside of the square no model of this package sees,
 and it would be 44 % of a 16:9 picture. A clip that is smaller keeps its size: nothing is enlarged. A clip that is a
 part of a file becomes a file of its own. Frames keep their times: even ones as steps of the frame rate, uneven ones by
 their time stamps.
@@ -32,8 +32,8 @@ from egoscale.video.workers import Lost, each
 Progress = Callable[[int, int, str], None]
 
 LIMIT_S = 300.0  # a decoder that gives no PIECE_FRAMES in five minutes hangs
-# Of a frame at CRF 20 and of a key frame on top, rather too many: real kitchens at 256 px and 30 fps took 0.18 at GOP
-# 250, 0.26 at 12 and 0.61 at 1; at GOP 12 also 0.39 at 128 px, and 0.76 at 5 fps, where frames differ more.
+# Of a frame at CRF 20 and of a key frame on top, rather too many: real kitchens at 256 px and 30 fps took 0.19 at GOP
+# 250, 0.24 at 12 and 0.61 at 1; at GOP 12 also 0.38 at 128 px, and 0.77 at 5 fps, where frames differ more.
 BITS_PER_PIXEL, BITS_PER_KEY_PIXEL = 0.24, 0.60
 
 

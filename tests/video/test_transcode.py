@@ -385,6 +385,15 @@ def test_the_proof_of_a_copy_sees_what_is_wrong(numbered, tmp_path):
         write_h264(path, [frames[:4]], range(3), step, 4, 20)
 
 
+def test_nothing_that_differs_between_processes_or_processors_is_left_on(numbered, tmp_path):
+    """x264 writes its settings into each file; with mbtree, one of some thousand copies came out otherwise."""
+    path = tmp_path / "copy.mp4"
+    write_h264(path, [numbered(9, 32, 32)], range(9), Fraction(1, 10), 4, 20)
+    written = path.read_bytes()
+    for setting in (b" mbtree=0 ", b" threads=1 ", b" sliced_threads=0 ", b" scenecut=0 "):
+        assert setting in written, setting
+
+
 def finished(out: Path) -> dict[str, tuple[int, int]]:
     """Whole copies, each with what would change if it were written again."""
     return {
