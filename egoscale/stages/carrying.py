@@ -14,6 +14,7 @@ from typing import Any
 
 from egoscale.definition import assigned, merged
 from egoscale.recipe import validate
+from egoscale.stages.codes import CODES
 from egoscale.sweep.ledger import RunFolder
 from egoscale.train.checkpoint import FOLDER, MARK, Checkpoints, identity_hash, newest, write_text
 from egoscale.train.ranks import Ranks
@@ -68,7 +69,7 @@ def _changed(one: Any, other: Any, place: str = "") -> list[str]:
 
 
 def _copied(old: RunFolder, new: RunFolder) -> int:
-    """Copy the newest whole checkpoint under the new run's name, and the files that a resumed run reads; its step."""
+    """Copy the newest whole checkpoint under the new run's name, and what a resumed run reads; its step."""
     identity = json.loads((newest(old.path) / "manifest.json").read_text())["identity"]
     found: list[Path] = []
     alone = Ranks(0, 1, 0)
@@ -79,6 +80,8 @@ def _copied(old: RunFolder, new: RunFolder) -> int:
     manifest["identity_hash"] = identity_hash(manifest["identity"])
     for file in (*old.path.glob("metrics.jsonl"), *old.path.glob("quarantine-*.jsonl")):
         shutil.copyfile(file, new.path / file.name)
+    if (old.path / CODES).exists():
+        shutil.copytree(old.path / CODES, new.path / CODES, copy_function=os.link, dirs_exist_ok=True)
     temporary = new.path / f".{FOLDER}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     # Links take no room; nobody writes into a checkpoint that is whole.

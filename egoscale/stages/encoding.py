@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,16 +15,15 @@ from numpy.typing import NDArray
 from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.recipe import EncodeRecipe
 from egoscale.robot.demos import LeRobotDataset
-from egoscale.stages.models import device, inference, load
+from egoscale.stages.models import device, inference, kept_precision, load
 from egoscale.stages.tokenizing import to_frames
 from egoscale.stages.work import Work
-from egoscale.train.engine import multiplies_bf16
+from egoscale.train.ranks import Ranks, ranks
 from egoscale.video.batches import FAILURES
 from egoscale.video.clip_index import BATCH_CLIPS
 from egoscale.video.decode import open_video
 from egoscale.video.latent_writer import finished_clips, write_latents
 from egoscale.video.latents import LatentShards
-from egoscale.video.on_disk import write_json
 from egoscale.video.quarantine import Quarantine
 from egoscale.video.read_ahead import read_ahead
 
@@ -57,7 +55,13 @@ def demo_id(index: int) -> str:
 
 
 def encode(work: Work) -> dict[str, Any]:
-    """Write `video/` and `demos/`; a killed run goes on at the next shard."""
+    """Write `video/` and `demos/`; a killed run goes on at the next shard, on any number of ranks, each of which
+    encodes clips of its own."""
+    with ranks() as group:
+        return _encoded_by(group, work)
+
+
+def _encoded_by(group: Ranks, work: Work) -> dict[str, Any]:
     recipe = work.recipe(EncodeRecipe)
     tokenizer, _ = load(work.input("tokenizer"), "VideoTokenizer")
     tokenizer.to(device())
@@ -69,17 +73,17 @@ def encode(work: Work) -> dict[str, Any]:
         recipe.max_quarantined_fraction,
         work.run.event,
         "the selection",
-        work.quarantined,
+        work.quarantined if group.main else None,
     )
-    finished = finished_clips(work.out / "video")
+    finished = finished_clips(work.out / "video", group)
     counted = {"frames": 0}
 
     def video() -> Iterator[tuple[str, NDArray[Any]]]:
-        waiting = _rows(selection, lambda clip: clip not in finished and clip not in quarantine)
+        waiting = _rows(selection, lambda clip: clip not in finished and clip not in quarantine, group)
         done = len(finished) + len(quarantine)
         for clip, pieces in _decoded(waiting, tokenizer.image_size_px, recipe.batch_frames, recipe.num_readers):
-            work.progress(done, total, "clips")
-            done += 1
+            work.progress(min(done, total), total, "clips")
+            done += group.world_size  # the others are about as far
             try:
                 parts = [encoded(tokenizer, frames, recipe.batch_frames, recipe.dtype) for frames in pieces]
                 latents = np.concatenate(parts)
@@ -89,10 +93,11 @@ def encode(work: Work) -> dict[str, Any]:
             counted["frames"] += len(latents)
             yield clip, latents
 
-    bf16 = _multiplies_bf16(work.out / "precision.json")
+    bf16 = kept_precision(work.out / "precision.json", group)
     with inference(bf16):
-        write_latents(work.out / "video", video(), recipe.shard_frames, finished)
-        if "demos" in work.inputs:
+        kept = work.kept("video")
+        write_latents(work.out / "video", video(), recipe.shard_frames, finished, group, kept)
+        if "demos" in work.inputs and group.main:
             demos = LeRobotDataset.open(work.input("demos") / "demos")
             write_latents(
                 work.out / "demos",
@@ -103,22 +108,16 @@ def encode(work: Work) -> dict[str, Any]:
                 recipe.shard_frames,
             )
     shards = LatentShards.open(work.out / "video")
+    quarantine.refresh()
     return {
         "clips": len(shards.clips),
         "frames": shards.clips.total_frames,
-        "encoded_now": counted["frames"],
+        "encoded_now": sum(group.gathered(counted["frames"])),
         "quarantined": len(quarantine),
         "dtype": shards.dtype,
         "precision": "bf16" if bf16 else "fp32",
         "torch_threads": torch.get_num_threads(),
     }
-
-
-def _multiplies_bf16(file: Path) -> bool:
-    """As this device prefers when the run first starts, and so to its end: latents of one run are of one precision."""
-    if not file.is_file():
-        write_json(file, {"bf16": multiplies_bf16(device())})
-    return bool(json.loads(file.read_text(encoding="utf-8"))["bf16"])
 
 
 def _selected(file: Path) -> pl.LazyFrame:
@@ -128,9 +127,12 @@ def _selected(file: Path) -> pl.LazyFrame:
     return clips.select("clip_id", "path", "decoder", "num_frames", first.alias("first_frame"))
 
 
-def _rows(clips: pl.LazyFrame, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-    for batch in clips.collect_batches(chunk_size=BATCH_CLIPS, maintain_order=True):
-        yield from (row for row in batch.iter_rows(named=True) if wanted(row["clip_id"]))
+def _rows(clips: pl.LazyFrame, wanted: Callable[[str], bool], group: Ranks) -> Iterator[dict[str, Any]]:
+    """Those of this rank: every so many-th, whichever are done."""
+    batches = clips.with_row_index("number").collect_batches(chunk_size=BATCH_CLIPS, maintain_order=True)
+    for batch in batches:
+        mine = batch.filter(pl.col("number") % group.world_size == group.rank)
+        yield from (row for row in mine.iter_rows(named=True) if wanted(row["clip_id"]))
 
 
 def _decoded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.stages.work import WEIGHTS
 from egoscale.train.checkpoint import load_weights
 from egoscale.train.engine import multiplies_bf16
-from egoscale.train.ranks import named_ranks
+from egoscale.train.ranks import Ranks, named_ranks
+from egoscale.video.on_disk import write_json
 
 KINDS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (VideoTokenizer, LatentActionModel, WorldModel, ActionSlot)
@@ -54,6 +56,16 @@ def load_policy(folder: Path) -> tuple[Policy, dict[str, Any]]:
 def device() -> torch.device:
     """Where this process computes: the GPU of its local rank, else the CPU. No process group is needed."""
     return named_ranks().device
+
+
+def kept_precision(file: Path, group: Ranks) -> bool:
+    """Whether to use bf16: as the device of rank 0 prefers when a run first asks, and so to its end on all ranks, so
+    that what one run writes is of one precision."""
+    if group.main and not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"bf16": multiplies_bf16(device())})
+    bf16 = json.loads(file.read_text(encoding="utf-8"))["bf16"] if group.main else None
+    return bool(group.from_main(bf16))
 
 
 @contextmanager

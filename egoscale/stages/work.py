@@ -56,6 +56,11 @@ class Work:
         """Clips that the run's events name as out."""
         return [event["clip"] for event in self.run.events() if event["event"] == "quarantine"]
 
+    def kept(self, what: str) -> Callable[[int, int], None]:
+        """Tells the run's events of each part of `what` that is on the disk, and so not made again: a run that has
+        kept one goes on later, as after a checkpoint (`sweep/element.py`)."""
+        return lambda clips, frames: self.run.event("part", of=what, clips=clips, frames=frames)
+
     def progress(self, done: int, total: int, unit: str) -> None:
         if self.report is not None:
             self.report({"done": done, "total": total, "unit": unit})

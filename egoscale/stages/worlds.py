@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,127 +19,18 @@ from egoscale.evaluate.world_metrics import target_r2
 from egoscale.models.dynamics import WorldModel, word_ids
 from egoscale.models.flops import world_flops
 from egoscale.recipe import WorldRecipe, WorldSpec
+from egoscale.stages.codes import CODES, codes_of, scale_of
 from egoscale.stages.latent_actions import latents_of
-from egoscale.stages.models import described, device, inference, load
+from egoscale.stages.models import described, device, inference
 from egoscale.stages.work import Work
 from egoscale.train.order import draws, normal_rows
+from egoscale.train.ranks import Ranks, ranks
 from egoscale.video.clips import WindowTable, frames_of
 from egoscale.video.latents import LatentShards
 from egoscale.video.seen import Pieces, count_seen
 
 Floats = NDArray[np.float32]
 VALIDATION_SAMPLES = 64
-CODE_FLOOR = 0.3  # smallest standard deviation by which a code is scaled: the prior's is 1, a dead dimension's near 0
-PAIRS_ON_GPU = 2048  # pairs of one call of the latent action model on a GPU: a long take would not fit whole
-SUMMED_FRAMES = 2**18  # frames summed in fp32, whose sums of more would stop growing; these sums are added in fp64
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What each frame of a clip leads to: codes [T, 1 + K, A]; index 0 is the next frame, then one per stride."""
-
-    of_clip: list[Floats]  # by the clip's number
-
-    @property
-    def dim(self) -> int:
-        return int(self.of_clip[0].shape[-1])
-
-
-def _ends(num_frames: int, strides: tuple[int, ...], step: float) -> NDArray[np.int64]:
-    """The frame that each frame leads to, [T, 1 + K]: the next one, then one per stride, cut at the end of the take.
-
-    step: frames of the clip that a stride of 1 passes over.
-    """
-    ahead = np.floor(np.array([1, *strides]) * step + 0.5).astype(np.int64)
-    ends: NDArray[np.int64] = np.minimum(np.arange(num_frames)[:, None] + ahead, num_frames - 1)
-    return ends
-
-
-def latent_labels(folder: Path, shards: LatentShards, strides: tuple[int, ...], steps: NDArray[np.float64]) -> Labels:
-    """Codes of the frozen latent action model; a stride is cut at the end of its take. steps: see `_ends`, by clip."""
-    model, config = load(folder, "LatentActionModel")
-    if max(strides) > config["arguments"]["max_stride_frames"]:
-        raise ValueError(
-            f"strides_frames {list(strides)} go beyond the max_stride_frames "
-            f"{config['arguments']['max_stride_frames']} of {folder}: the codes would be guesses; shorten the strides"
-        )
-    lengths = shards.clips.rows(np.arange(len(shards.clips)))["num_frames"]
-    found: list[Floats] = []
-    place = device()
-    model.to(place)
-    with inference():
-        for some in _groups(lengths, 512):
-            firsts, seconds, sizes = [], [], []
-            for clip in some:
-                frames = shards.windows([clip], [0], int(lengths[clip]))[0]
-                ends = _ends(len(frames), strides, steps[clip])
-                firsts.append(np.repeat(frames, ends.shape[1], axis=0))
-                seconds.append(frames[ends.ravel()])
-                sizes.append(len(frames))
-            first, second = torch.from_numpy(np.concatenate(firsts)), torch.from_numpy(np.concatenate(seconds))
-            size = PAIRS_ON_GPU if place.type == "cuda" else len(first)
-            means = [
-                model.encode(one.to(place), other.to(place))[0].cpu()
-                for one, other in zip(torch.split(first, size), torch.split(second, size), strict=True)
-            ]
-            codes = torch.cat(means).numpy().reshape(-1, 1 + len(strides), model.action_dim)
-            found += np.split(codes, np.cumsum(sizes)[:-1])
-    return Labels(found)
-
-
-def _groups(lengths: NDArray[np.int64], frames: int) -> list[list[int]]:
-    groups: list[list[int]] = [[]]
-    held = 0
-    for clip, length in enumerate(lengths.tolist()):
-        if held >= frames:
-            groups.append([])
-            held = 0
-        groups[-1].append(clip)
-        held += length
-    return groups
-
-
-def mean_and_std(of_clip: list[Floats]) -> tuple[Floats, Floats]:
-    """Mean and standard deviation over all frames of all clips, [1 + K, A] each, without a copy of the codes.
-
-    Up to SUMMED_FRAMES frames, those that numpy gives for one array of them all, to the bit.
-    """
-    num_frames = np.intp(sum(len(codes) for codes in of_clip))
-
-    def averaged(terms: Iterator[Floats]) -> Floats:
-        shape = of_clip[0].shape[1:]
-        whole, part, held = np.zeros(shape, np.float64), np.zeros((1, *shape), np.float32), 0
-        for term in terms:
-            # Row after row upon the sum so far, as numpy adds the rows of one array.
-            part = np.add.reduce(np.concatenate([part, term]), axis=0, keepdims=True)
-            held += len(term)
-            if held >= SUMMED_FRAMES:
-                whole, part, held = whole + part[0], np.zeros_like(part), 0
-        average: Floats = ((whole + part[0]) / num_frames).astype(np.float32)
-        return average
-
-    mean = averaged(iter(of_clip))
-    return mean, np.sqrt(averaged(np.square(codes - mean) for codes in of_clip))
-
-
-def hand_labels(folder: Path, clips: list[str], strides: tuple[int, ...], steps: NDArray[np.float64]) -> Labels:
-    """Where the tracked hand will be (metres x 10: about unit variance on a table), cut at the end of the take."""
-    file = folder / "hands.parquet"
-    if not file.is_file():
-        raise FileNotFoundError(f'{file}: actions = "hand" needs tracked hands beside the video')
-    table = pl.read_parquet(file).sort("take_id", "frame")
-    tracked = {
-        str(take): rows.select("x_m", "y_m", "z_m", "opening").to_numpy().astype(np.float32)
-        for (take,), rows in table.group_by(["take_id"], maintain_order=True)
-    }
-    found = []
-    for clip, step in zip(clips, steps.tolist(), strict=True):
-        take = clip.rsplit("/", 1)[-1]
-        if take not in tracked:
-            raise ValueError(f'{file}: no tracked hand for clip {clip!r}; use actions = "latent" for this video')
-        hand = tracked[take] * 10
-        found.append(hand[_ends(len(hand), strides, step)])
-    return Labels(found)
 
 
 @dataclass(frozen=True)
@@ -146,7 +38,7 @@ class Samples:
     """Training samples by arithmetic: a window for the dynamics and some frames for the agent tokens."""
 
     shards: LatentShards
-    labels: Labels
+    codes: LatentShards  # of the same clips, by the same numbers
     words: dict[str, list[int]]  # by clip id
     mean: Floats  # of the codes, [1 + K, A]
     std: Floats
@@ -202,23 +94,13 @@ class Samples:
         before = start - np.floor(stride + 0.5).astype(np.int64)
         led = np.concatenate([before[:, None], frames_of(start, T, stride)[:, :-1]], axis=1)
         known = led >= 0
-        actions = np.stack(
-            [
-                self.standard(self.labels.of_clip[one][np.maximum(frames, 0)])[:, 0]
-                for one, frames in zip(clip.tolist(), led, strict=True)
-            ]
-        )
+        actions = self.standard(self.codes.frames(clip, np.maximum(led, 0)))[:, :, 0]
         seen = self.shards.windows(agent_clip.reshape(-1), agent_frame.reshape(-1), 1)
         seen = seen.reshape(len(u), self.agent_frames, *seen.shape[2:])
         if latent_noise:
             shape = (size, *seen.shape[1:])
             seen = seen + latent_noise * normal_rows(seed, f"{stream}/agent", step, shape, rows)
-        codes = np.stack(
-            [
-                [self.standard(self.labels.of_clip[n][int(f)])[1:] for n, f in zip(row, at, strict=True)]
-                for row, at in zip(agent_clip.tolist(), agent_frame, strict=True)
-            ]
-        )
+        codes = self.standard(self.codes.frames(agent_clip.reshape(-1), agent_frame.reshape(-1, 1)))[:, 0, 1:]
         return {
             "latents": torch.from_numpy(latents),
             "noise": torch.from_numpy(normal_rows(seed, stream, step, (size, *latents.shape[1:]), rows)),
@@ -232,7 +114,7 @@ class Samples:
             "num_clean": torch.from_numpy(np.maximum(0, 2 * T * u[:, 3] - T).astype(np.int64)),
             "agent_latents": torch.from_numpy(seen).float(),
             "agent_words": torch.tensor([[self.words_of[n] for n in row] for row in agent_clip.tolist()]),
-            "agent_codes": torch.from_numpy(codes).float(),
+            "agent_codes": torch.from_numpy(codes.reshape(*agent_clip.shape, *codes.shape[1:])),
         }
 
 
@@ -246,20 +128,17 @@ def narrations(folder: Path, which: str, spec: WorldSpec) -> dict[str, list[int]
 
 def world(work: Work) -> dict[str, Any]:
     """Train the world model and its agent tokens against frozen, standardised codes."""
+    with ranks() as group:
+        return _trained_by(group, work)
+
+
+def _trained_by(group: Ranks, work: Work) -> dict[str, Any]:
     recipe = work.recipe(WorldRecipe)
     spec, seed, subset = recipe.model, recipe.seed, work.input("subset")
     window = spec.context_frames
     shards, held_shards = latents_of(work, "manifest"), latents_of(work, "heldout")
-
-    def labels(of: LatentShards) -> Labels:
-        steps = WindowTable.on_disk(of.clips, 2, recipe.rate_hz).stride(np.arange(len(of.clips)))
-        if recipe.actions == "hand":
-            return hand_labels(work.input("video"), of.clip_ids, recipe.strides_frames, steps)
-        return latent_labels(work.input("latent-action"), of, recipe.strides_frames, steps)
-
-    known, held_known = labels(shards), labels(held_shards)
-    mean, std = mean_and_std(known.of_clip)
-    std = np.maximum(std, CODE_FLOOR)
+    known, held_known = codes_of(work, group, "manifest", shards), codes_of(work, group, "heldout", held_shards)
+    mean, std = scale_of(work, group, known)
     given = {
         **spec.model_dump(),
         "num_latents": shards.num_tokens,
@@ -268,7 +147,7 @@ def world(work: Work) -> dict[str, Any]:
         "num_strides": len(recipe.strides_frames),
     }
 
-    def samples(which: str, latents: LatentShards, of: Labels) -> Samples:
+    def samples(which: str, latents: LatentShards, of: LatentShards) -> Samples:
         return Samples(
             latents,
             of,
@@ -338,4 +217,6 @@ def world(work: Work) -> dict[str, Any]:
 
     frames_seen = num_steps * size * (window + recipe.agent_frames)
     seen = count_seen(shards.clips, num_steps * size * (1 + recipe.agent_frames), pieces)
+    if group.main:  # as checkpoints go when their run is done
+        shutil.rmtree(work.out / CODES, ignore_errors=True)
     return {**result, "hours": recipe.hours, "frames_seen": frames_seen, **seen.to_dict()}

@@ -34,6 +34,7 @@ INPUT_PATIENCE_S = 30.0  # a network file system may show a file of another node
 # above 128, a kill (128 + signal).
 HANG = 86
 LIMIT = 124
+KEPT = {"save", "part"}  # events of a run that need not begin again
 EXECUTE = "egoscale.stages:execute"
 
 
@@ -118,8 +119,8 @@ def ended(folder: RunFolder, code: int, retries: int) -> int:
 
     A run that saved and asks to go on goes on; one that failed by its own word is not tried again; whatever else ended
     it, without a word (a kill, a hang, a lost node, the time limit, a lock whose holder shows no life), is tried again
-    `retries` times. A checkpoint further on than any before begins the count anew. One that waited for a holder that
-    shows life waits on.
+    `retries` times. A checkpoint further on than any before begins the count anew, as does a part that is kept. One
+    that waited for a holder that shows life waits on.
     """
     if folder.result() is not None:
         return DONE
@@ -130,7 +131,7 @@ def ended(folder: RunFolder, code: int, retries: int) -> int:
     if own & {"fail", "blocked"}:
         return FAILED  # the same would happen again
     gone = silent(folder.path / "lock") if code in (AGAIN, REQUEUE) else None
-    if code == REQUEUE and ("save" in names or (folder.holder() is not None and gone is None)):
+    if code == REQUEUE and (names & KEPT or (folder.holder() is not None and gone is None)):
         return REQUEUE
     reason = gone or _reason(code, "start" in names)
     attempts = 1 + _retries(folder.events(), slurm_job())
@@ -165,7 +166,9 @@ def _retries(events: Sequence[Mapping[str, Any]], job: str) -> int:
         if event["event"] == "retry" and event.get("job") == job:
             count += 1
         step = event.get("step")
-        if event["event"] == "save" and isinstance(step, int | float) and step > furthest:
+        if event["event"] == "part":  # of latents or codes: no part is made twice
+            count = 0
+        elif event["event"] == "save" and isinstance(step, int | float) and step > furthest:
             count, furthest = 0, step
     return count
 

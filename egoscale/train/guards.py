@@ -115,7 +115,7 @@ def stalled(events: Sequence[Mapping[str, Any]], environ: Mapping[str, str], att
     for event in events:
         if event["event"] == "start":
             saved.append(False)
-        elif event["event"] == "save" and saved:
+        elif event["event"] in ("save", "part") and saved:
             saved[-1] = True
     if len(saved) < attempts or any(saved[-attempts:]):
         return ""

@@ -171,7 +171,10 @@ def destroy_ranks() -> None:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The process group of this process, left whatever happens."""
+    """The process group of this process, left whatever happens by whoever joined it: within it, it is the same."""
+    if dist.is_initialized():
+        yield named_ranks()
+        return
     try:
         yield init_ranks()
     finally:

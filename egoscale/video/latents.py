@@ -1,9 +1,9 @@
 """Latents of clips in memory-mapped Arrow shards, read by window; `latent_writer.py` writes them.
 
-On disk: `shard-00000.arrow` (a frame a row, written through Hugging Face `datasets`) with `shard-00000.json`
-beside it (its clips in order, bytes, SHA-256); `clips/`, where each clip lies (`clip_index.py`); and `index.json`,
-written last, which names them all. A clip never lies in two shards. Nothing that is held in memory while reading
-grows with the number of clips.
+On disk: `shard-000-00000.arrow` (number of the process that wrote it, its count; a frame a row, written through Hugging
+Face `datasets`) with `shard-000-00000.json` beside it (its clips in order, bytes, SHA-256); `clips/`, where each clip
+lies (`clip_index.py`); and `index.json`, written last, which names them all. A clip never lies in two shards. Nothing
+that is held in memory while reading grows with the number of clips.
 
 Legend of shapes: B windows, T frames, N latent tokens of a frame, D numbers of a token.
 """
@@ -27,7 +27,11 @@ from egoscale.video.clips import frames_of
 
 VERSION = 2
 # bfloat16 is unknown to numpy and Arrow: it travels as the uint16 of its bits.
-DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+    "float32": np.dtype(np.float32),
+}
 MAPPED_SHARDS = 512  # mapped at once; a process may hold some 65,000 maps (vm.max_map_count)
 
 
@@ -129,22 +133,24 @@ class LatentShards:
 
         Raises ValueError for a window that leaves its clip, or a damaged shard.
         """
+        return self.frames(clips, frames_of(starts, length, stride))
+
+    def frames(self, clips: ArrayLike, frames_BT: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Any frames of clips [B], by their numbers in the clip [B, T]: float32 [B, T, N, D]. Raises as `windows`."""
         which = np.asarray(clips, np.int64).reshape(-1)
         rows = self.clips.rows(which)
-        frames_BT = frames_of(starts, length, stride)
-        outside = (frames_BT[:, 0] < 0) | (frames_BT[:, -1] >= rows["num_frames"])
+        outside = (frames_BT.min(1) < 0) | (frames_BT.max(1) >= rows["num_frames"])
         if outside.any():
             bad = int(np.flatnonzero(outside)[0])
             raise ValueError(
                 f"clip {self.clips.clip_id(int(which[bad]))!r} has {rows['num_frames'][bad]} frames: "
-                f"there is no window from {frames_BT[bad, 0]} to {frames_BT[bad, -1]}"
+                f"there is no window from {frames_BT[bad].min()} to {frames_BT[bad].max()}"
             )
-        frames_BT += rows["first_frame"][:, None]
-        width = self.num_tokens * self.dim
-        stored = np.empty((len(which), length, width), DTYPES[self.dtype])
+        places = frames_BT + rows["first_frame"][:, None]
+        stored = np.empty((*frames_BT.shape, self.num_tokens * self.dim), DTYPES[self.dtype])
         for i, shard in enumerate(rows["shard"].tolist()):
-            stored[i] = self._column(shard)[frames_BT[i]]
-        return to_float32(stored).reshape(len(which), length, self.num_tokens, self.dim)
+            stored[i] = self._column(shard)[places[i]]
+        return to_float32(stored).reshape(*frames_BT.shape, self.num_tokens, self.dim)
 
     def zeros(self, *shape: int) -> NDArray[np.float32]:
         """float32 [*shape, N, D]."""
@@ -181,10 +187,10 @@ class LatentShards:
 
 
 def to_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """float16, or bfloat16 as uint16, widened to float32."""
+    """float16, or bfloat16 as uint16, widened to float32; float32 as it is."""
     if stored.dtype == np.uint16:
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return stored.astype(np.float32)
+    return stored.astype(np.float32, copy=False)
 
 
 def _damaged(file: Path, cause: str) -> ValueError:

@@ -16,7 +16,7 @@ from egoscale.models.policy import Policy
 from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.recipe import LatentActionSpec, PolicySpec, TokenizerRecipe, WorldSpec, load_recipe
 from egoscale.robot.embodiment import TABLETOP_GANTRY, Normaliser
-from egoscale.stages import evaluating, finetuning, worlds
+from egoscale.stages import codes, evaluating, finetuning
 from egoscale.stages.models import described, device
 from egoscale.stages.tokenizing import HELDOUT_FRAMES, psnr_db, windows_at_once
 from egoscale.train.checkpoint import export_weights
@@ -44,7 +44,7 @@ def policy():
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def coded(tmp_path):
     """A latent action model, and the latents of 7 clips."""
     given = LatentActionSpec.model_validate({"encoder": BLOCKS, "decoder": BLOCKS}).model_dump()
     given.pop("beta_warmup_fraction")
@@ -55,7 +55,7 @@ def labelled(tmp_path):
     lots = np.random.default_rng(0)
     clips = [(f"lab/{i}", lots.normal(size=(5 + i, 4, 4)).astype(np.float16)) for i in range(7)]
     write_latents(tmp_path / "video", iter(clips), 1000)
-    return tmp_path / "model", LatentShards.open(tmp_path / "video"), (1, 3), np.ones(7)
+    return tmp_path / "model", LatentShards.open(tmp_path / "video"), (1, 3), lambda clips: np.ones(len(clips)), False
 
 
 @pytest.fixture
@@ -91,11 +91,13 @@ def test_every_rank_computes_on_its_own_gpu(environ, place, monkeypatch):
     assert device() == torch.device(place)
 
 
-def test_clips_are_labelled_where_the_rank_computes(labelled, elsewhere):
-    assert [codes.shape[:2] for codes in worlds.latent_labels(*labelled).of_clip] == [(5 + i, 3) for i in range(7)]
-    elsewhere(worlds)
+def test_clips_are_coded_where_the_rank_computes(coded, elsewhere):
+    assert [found.shape[:2] for found in codes.latent_action_coder(*coded)(list(range(7)))] == [
+        (5 + i, 3) for i in range(7)
+    ]
+    elsewhere(codes)
     with pytest.raises(NotImplementedError, match=COME_BACK):
-        worlds.latent_labels(*labelled)
+        list(codes.latent_action_coder(*coded)(list(range(7))))
 
 
 def test_a_frozen_trunk_reads_where_the_rank_computes(elsewhere):
@@ -126,27 +128,6 @@ def test_a_policy_drives_where_the_rank_computes(elsewhere):
     elsewhere(evaluating)
     with pytest.raises(NotImplementedError, match=COME_BACK):
         drive()
-
-
-def codes_of(num_clips, shape, dtype=np.float32):
-    lots = np.random.default_rng(1)
-    return [(2 + 3 * lots.normal(size=(int(lots.integers(1, 90)), *shape))).astype(dtype) for _ in range(num_clips)]
-
-
-@pytest.mark.parametrize("shape", [(3, 32), (2, 4), (2, 1)])
-def test_codes_are_averaged_as_one_array_would_be(shape):
-    codes = codes_of(400, shape)
-    mean, std = worlds.mean_and_std(codes)
-    whole = np.concatenate(codes)
-    assert mean.dtype == std.dtype == np.float32
-    assert np.array_equal(mean, whole.mean(0)) and np.array_equal(std, whole.std(0))
-
-
-def test_averages_of_very_many_codes_stay_exact():
-    codes = [np.full((2**18, 2, 1), value, np.float32) for value in (1.0, 3.0)] * 40
-    mean, std = worlds.mean_and_std(codes)
-    assert mean == pytest.approx(np.full((2, 1), 2.0), rel=1e-6)  # one sum in fp32 stops at 2^24
-    assert std == pytest.approx(np.full((2, 1), 1.0), rel=1e-6)
 
 
 def test_heldout_windows_are_rebuilt_in_pieces_that_a_gpu_takes():

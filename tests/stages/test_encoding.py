@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -103,6 +104,50 @@ def test_too_many_broken_clips_stop_it_with_the_list(make):
     assert "lab/03: " in str(caught.value) and "lab/21: " in str(caught.value)
     with pytest.raises(ValueError, match="2 of 39 clips"):
         execute(str(run.path))
+
+
+@pytest.mark.ranks
+def test_two_ranks_encode_each_its_clips_and_one_goes_on_where_they_were_killed(make):
+    whole, _ = make(shard_frames=60, max_quarantined_fraction=0.06)
+    execute(str(whole.path))
+    run, _ = make(shard_frames=60, max_quarantined_fraction=0.07)  # another run folder
+    (run.path / "precision.json").write_bytes((whole.path / "precision.json").read_bytes())
+
+    def begin(world_size):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        code = "import sys; from egoscale.stages import execute; execute(sys.argv[1])"
+        return [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(run.path)],
+                env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)},
+            )
+            for rank in range(world_size)
+        ]
+
+    victims = begin(2)
+    until = time.monotonic() + 120
+    while {one.name[:9] for one in run.path.glob("video/*.json")} != {"shard-000", "shard-001"}:
+        assert time.monotonic() < until and all(victim.poll() is None for victim in victims)
+        time.sleep(0.001)
+    for victim in victims:
+        victim.kill()
+        victim.wait()
+    assert not (run.path / "video" / "index.json").exists()
+    kept = sorted(run.path.glob("video/shard-*.json"))
+    assert [process.wait(240) for process in begin(3)] == [0, 0, 0]
+    result, known = run.result(), whole.result()
+    assert result["clips"] == known["clips"] == 37 and result["quarantined"] == 2
+    assert 0 < result["encoded_now"] < result["frames"] == known["frames"]
+    assert len(kept) >= 2 and set(kept) < set(run.path.glob("video/shard-*.json"))
+    assert sum(event["clips"] for event in run.events() if event["event"] == "part") == 37, "no clip was encoded twice"
+    one, other = (LatentShards.open(folder.path / "video", verify=True) for folder in (whole, run))
+    for clip in one.clip_ids:
+        n = one.num_frames(clip)
+        assert np.array_equal(one.window(clip, 0, n), other.window(clip, 0, n)), clip
+    assert sorted(event["clip"] for event in run.events() if event["event"] == "quarantine") == ["lab/03", "lab/21"]
 
 
 @pytest.mark.slow

@@ -63,6 +63,15 @@ def test_progress_begins_the_count_anew(folder: RunFolder) -> None:
     assert ended(folder, 137, RETRIES) == FAILED
 
 
+def test_a_part_that_is_kept_is_progress_too(folder: RunFolder) -> None:
+    """Latents are written for days by jobs of one day: no part is made twice."""
+    for _ in range(4):
+        folder.event("start")
+        folder.event("part", of="video", clips=30, frames=900)
+        assert [ended(folder, code, RETRIES) for code in (137, REQUEUE, 137)] == [AGAIN, REQUEUE, AGAIN]
+    assert [ended(folder, 137, RETRIES)] == [FAILED]
+
+
 def test_its_own_word_is_final_whatever_the_code(folder: RunFolder) -> None:
     """Of several ranks the others may save and ask to go on, in the moment before they are killed."""
     folder.event("start")

@@ -48,6 +48,15 @@ def test_a_run_goes_on_at_another_stage_as_if_it_had_never_changed(worker, alone
     assert [line["loss"] for line in worker.trace(halfway.path)] == one
 
 
+def test_codes_that_were_made_come_along(halfway):
+    made = {"manifest/shard-000-00000.arrow": b"codes", "scale.json": b"{}"}
+    for name, content in made.items():
+        (halfway.path / "codes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (halfway.path / "codes" / name).write_bytes(content)
+    new, _ = carry(halfway, ["train.zero_stage=3"])
+    assert {name: (new.path / "codes" / name).read_bytes() for name in made} == made
+
+
 def test_a_finished_run_is_carried_from_what_it_keeps_for_good(worker, train, tmp_path):
     recipe = TokenizerRecipe(train=worker.spec(keep_every_steps=5, zero_stage=1).model_dump())
     run = RunFolder.create(tmp_path / "runs", recipe, {})

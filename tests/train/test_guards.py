@@ -77,5 +77,7 @@ def test_a_requeued_run_that_saves_nothing_is_not_started_for_ever():
     assert not stalled(attempts(False, True), twice)
     assert not stalled(attempts(True, False, True, False), twice)
     assert not stalled(attempts(False), twice)
+    coding = [{"event": name} for _ in range(3) for name in ("start", "part", "part")]
+    assert not stalled(coding, twice)  # it has not come to its first step, and comes nearer
     assert not stalled(attempts(False, False, False), {"SLURM_RESTART_COUNT": "1"})
     assert not stalled(attempts(False, False, False), {})  # by hand

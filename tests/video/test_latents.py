@@ -8,12 +8,15 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
 import pytest
 
+from egoscale.video import latent_writer
 from egoscale.video.batches import WindowBatches
 from egoscale.video.clips import WindowTable
 from egoscale.video.latent_writer import finished_clips, write_latents
@@ -44,7 +47,7 @@ def test_shards_are_ordinary_data_sets(tmp_path):
     import datasets
 
     write_latents(tmp_path, clips(2), shard_frames=100)
-    table = datasets.Dataset.from_file(str(tmp_path / "shard-00000.arrow"))
+    table = datasets.Dataset.from_file(str(tmp_path / "shard-000-00000.arrow"))
     assert table.column_names == ["clip_id", "frame", "latent"] and len(table) == 7
     assert table[4]["clip_id"] == "lab/1" and table[4]["frame"] == 1 and len(table[4]["latent"]) == 12
 
@@ -78,6 +81,71 @@ def test_killed_writer_goes_on_at_the_next_shard(tmp_path):
     write_latents(part, ((clip, latents) for clip, latents in clips() if clip not in done), shard_frames=10)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "whole shards are left alone"
     assert json.loads((part / "index.json").read_text()) == json.loads((whole / "index.json").read_text())
+
+
+class Meeting:
+    """Threads that write one folder as ranks do."""
+
+    def __init__(self, count):
+        self.barrier, self.values = threading.Barrier(count, timeout=30), [None] * count
+
+    def one(self, number):
+        held = self
+
+        class Rank:
+            rank, world_size = number, len(held.values)
+
+            def gathered(self, value):
+                held.barrier.wait()  # all have read what was there before
+                held.values[number] = value
+                held.barrier.wait()
+                return list(held.values)
+
+        return Rank()
+
+
+def written_by(count, folder, given):
+    """Every so many-th clip by each of them; what each was told of its shards."""
+    meeting, told = Meeting(count), [[] for _ in range(count)]
+
+    def write(rank):
+        mine = meeting.one(rank)
+        done = finished_clips(folder, mine)
+        some = (one for one in given[rank::count] if one[0] not in done)
+        write_latents(folder, some, 10, done, mine, lambda *counts: told[rank].append(counts))
+
+    with ThreadPoolExecutor(count) as pool:
+        for writer in [pool.submit(write, rank) for rank in range(count)]:
+            writer.result()
+    return told
+
+
+def test_several_write_one_folder_and_another_number_of_them_goes_on(tmp_path):
+    known = dict(clips(12))
+    assert len(written_by(3, tmp_path, list(known.items())[:7])) == 3
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.arrow")}
+    damaged = sorted(first)[1]
+    lost = json.loads(damaged.with_suffix(".json").read_text())["clips"]
+    damaged.write_bytes(b"none")
+    told = written_by(2, tmp_path, list(known.items()))
+    shards = LatentShards.open(tmp_path, verify=True)
+    assert sorted(shards.clip_ids) == sorted(known)
+    assert all(np.array_equal(shards.window(clip, 0, len(one)), one.astype(np.float32)) for clip, one in known.items())
+    assert all(path.stat().st_mtime_ns == then for path, then in first.items() if path != damaged)
+    assert sum(count for some in told for count, _ in some) == 12 - 7 + len(lost) and lost
+
+
+def test_shards_of_others_that_do_not_show_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_writer, "SHOWN_WITHIN_S", 0.1)
+
+    class Elsewhere:
+        rank, world_size = 0, 2
+
+        def gathered(self, value):
+            return [value, ["shard-001-00000.json"] if isinstance(value, list) and value else value]
+
+    with pytest.raises(FileNotFoundError, match=r"1 files .* as shard-001-00000\.json: is it the same folder"):
+        write_latents(tmp_path, clips(3), 10, {}, Elsewhere())
 
 
 def test_damaged_shard_is_named_and_written_again(tmp_path):
@@ -133,7 +201,7 @@ def test_windows_outside_a_clip_and_unknown_clips(tmp_path):
 @pytest.mark.parametrize(
     "bad, words",
     [
-        (np.zeros((2, 4, 3), np.float32), "latents are float32"),
+        (np.zeros((2, 4, 3), np.float64), "latents are float64"),
         (np.zeros((0, 4, 3), np.float16), r"shape \(0, 4, 3\)"),
         (np.zeros((2, 12), np.float16), r"shape \(2, 12\)"),
         (np.zeros((2, 4, 5), np.float16), "the clips before"),
