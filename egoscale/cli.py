@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -137,6 +137,9 @@ def train(
     profile: Annotated[str | None, typer.Option(help="Dry run: on the GPUs of a profile, as profiles/h100.")] = None,
     gpus: Annotated[list[int] | None, typer.Option(min=1, help="Dry run: on so many GPUs; may be repeated.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Dry run: the tokenizer recipe whose latents it sees.")] = None,
+    latent_action: Annotated[
+        str | None, typer.Option(help="Dry run: the latent-action recipe whose codes a world model learns.")
+    ] = None,
     price: Annotated[float, typer.Option(min=0, help="Dry run: money a GPU-hour.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Dry run: as JSON.")] = False,
     root: Root = Path("runs"),
@@ -152,11 +155,15 @@ def train(
     if dry_run:
         where = find("slurm", profile) if profile else None
         latents = find("tokenizers", tokenizer) if tokenizer else None
-        options = {"profile": where, "gpus": gpus or (), "tokenizer": latents, "price": price, "as_json": as_json}
+        codes_of = find("recipes", latent_action) if latent_action else None
+        options: dict[str, Any] = {"profile": where, "gpus": gpus or (), "price": price, "as_json": as_json}
+        options |= {"tokenizer": latents, "latent_action": codes_of}
         print("\n".join(stages().dry_run(read, **options)))
         return
-    if profile or gpus or tokenizer or price or as_json:
-        raise ValueError("--profile, --gpus, --tokenizer, --price and --json say what --dry-run counts: add it")
+    if profile or gpus or tokenizer or latent_action or price or as_json:
+        raise ValueError(
+            "--profile, --gpus, --tokenizer, --latent-action, --price and --json say what --dry-run counts: add it"
+        )
     named = dict(_named_input(text) for text in inputs or [])
     for source in named.values():
         if source.root != root.resolve():

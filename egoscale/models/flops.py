@@ -50,6 +50,13 @@ def latent_action_flops(arguments: dict[str, Any]) -> float:
     return float(stack_flops(arguments["encoder"], tokens) + stack_flops(arguments["decoder"], tokens) + ends)
 
 
+def code_flops(arguments: dict[str, Any]) -> float:
+    """Forward FLOPs of the latent action of one pair of frames: the encoder alone."""
+    tokens = arguments["num_latents"]
+    ends = 6 * tokens * arguments["latent_dim"] * arguments["encoder"]["width"]
+    return float(stack_flops(arguments["encoder"], tokens) + ends)
+
+
 def world_flops(arguments: dict[str, Any], agent_frames: int) -> float:
     """Forward FLOPs of one training sample: a window, its share of shortcut targets, and the agent's frames."""
     body, frames = arguments["num_latents"] + 2, arguments["context_frames"]

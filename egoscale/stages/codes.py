@@ -98,17 +98,17 @@ def groups(latents: LatentShards) -> Iterator[list[int]]:
         yield clips
 
 
-def ends(
-    num_frames: int, strides: tuple[int, ...], step: float, first: int = 0, last: int | None = None
-) -> NDArray[np.int64]:
-    """The frame that each frame from `first` to before `last` leads to, [T, 1 + K]: the next one, then one per stride,
-    cut at the end of the take.
+def ahead(strides: tuple[int, ...], step: float) -> NDArray[np.int64]:
+    """How many frames of the clip on a frame leads, [1 + K]: to the next one, then by each stride.
 
     step: frames of the clip that a stride of 1 passes over.
     """
-    ahead = np.floor(np.array([1, *strides]) * step + 0.5).astype(np.int64)
-    begin = np.arange(first, num_frames if last is None else last)[:, None]
-    found: NDArray[np.int64] = np.minimum(begin + ahead, num_frames - 1)
+    return np.floor(np.array([1, *strides]) * step + 0.5).astype(np.int64)
+
+
+def ends(first: int, last: int, num_frames: int, on: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The frames that those from `first` to before `last` lead to, [T, 1 + K], cut at the end of the take."""
+    found: NDArray[np.int64] = np.minimum(np.arange(first, last)[:, None] + on, num_frames - 1)
     return found
 
 
@@ -119,7 +119,10 @@ def latent_action_coder(
     steps: Callable[[NDArray[np.int64]], NDArray[np.float64]],
     bf16: bool,
 ) -> Coder:
-    """By the frozen latent action model of a run, on this rank's device. steps: see `ends`, of clips."""
+    """By the frozen latent action model of a run, on this rank's device. steps: of clips, see `ahead`.
+
+    Strides that lead to the same frame, as a first one of 1 does, are coded once.
+    """
     model, config = load(folder, "LatentActionModel")
     if max(strides) > config["arguments"]["max_stride_frames"]:
         raise ValueError(
@@ -142,13 +145,14 @@ def latent_action_coder(
                 yield [(clip, n, first, min(first + CALL_FRAMES, n), by)]
 
     def coded(piece: list[tuple[int, int, int, int, float]]) -> Iterator[Floats]:
-        frames, begins, ended, sizes, held = [], [], [], [], 0
+        frames, begins, ended, columns, held = [], [], [], [], 0
         for clip, num_frames, first, last, step in piece:
-            to = ends(num_frames, strides, step, first, last) - first
+            on, column = np.unique(ahead(strides, step), return_inverse=True)
+            to = ends(first, last, num_frames, on) - first
             frames.append(latents.windows([clip], [first], max(last - first, int(to.max()) + 1))[0])
-            begins.append(held + np.repeat(np.arange(last - first), to.shape[1]))
+            begins.append(held + np.repeat(np.arange(last - first), len(on)))
             ended.append(held + to.ravel())
-            sizes.append(last - first)
+            columns.append(column)
             held += len(frames[-1])
         on_device = torch.from_numpy(np.concatenate(frames)).to(place)
         first_of = torch.from_numpy(np.concatenate(begins)).to(place)
@@ -159,8 +163,9 @@ def latent_action_coder(
                 model.encode(on_device[one], on_device[other])[0].cpu()
                 for one, other in zip(torch.split(first_of, size), torch.split(second_of, size), strict=True)
             ]
-        codes = torch.cat(means).numpy().reshape(-1, 1 + len(strides), model.action_dim)
-        yield from np.split(codes, np.cumsum(sizes)[:-1])
+        found = np.split(torch.cat(means).numpy(), np.cumsum([len(one) for one in begins])[:-1])
+        for (_, _, first, last, _), column, codes in zip(piece, columns, found, strict=True):
+            yield codes.reshape(last - first, -1, codes.shape[-1])[:, column]
 
     def coder(clips: list[int]) -> Iterator[Floats]:
         parts: list[Floats] = []
@@ -197,7 +202,7 @@ def hand_coder(
             if take not in tracked:
                 raise ValueError(f'{file}: no tracked hand for clip {name!r}; use actions = "latent" for this video')
             hand = tracked[take] * 10
-            yield hand[ends(len(hand), strides, step)]
+            yield hand[ends(0, len(hand), len(hand), ahead(strides, step))]
 
     return coder
 

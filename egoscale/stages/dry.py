@@ -18,7 +18,7 @@ from torch import nn
 
 from egoscale.models.blocks import SpaceTimeBlock, SpaceTimeStack
 from egoscale.models.dynamics import WorldModel
-from egoscale.models.flops import latent_action_flops, tokenizer_flops, world_flops
+from egoscale.models.flops import code_flops, latent_action_flops, tokenizer_flops, world_flops
 from egoscale.models.latent_action import LatentActionModel
 from egoscale.models.memory import (
     FP32,
@@ -128,6 +128,7 @@ class Cost:
     precision: str
     state_bytes: float
     assumed: str
+    gpu_hours_codes: dict[str, float]  # by the frame rate of the video
 
 
 def model_of(recipe: Any, latents: VideoTokenizerSpec | None = None, fused: bool = True) -> Model:
@@ -189,6 +190,17 @@ def _sizes(
     )
 
 
+def flops_of_codes(
+    recipe: WorldRecipe, codes_of: LatentActionRecipe, latents: VideoTokenizerSpec | None, video_hz: float
+) -> float:
+    """Of the latent actions that a world model learns from, made once before its training: of each frame of its hours,
+    stored at `video_hz`, as many as its strides differ."""
+    latents = latents or VideoTokenizerSpec()
+    sizes = {"num_latents": latents.num_latents, "latent_dim": latents.latent_dim}
+    a_pair = code_flops({**codes_of.model.model_dump(), **sizes})
+    return a_pair * len({1, *recipe.strides_frames}) * recipe.hours * 3600 * video_hz
+
+
 def layout(model: Model, spec: TrainSpec, place: Place, overlap: bool = True) -> Layout:
     """Memory of one of `place.num_gpus` devices. `overlap`: gradients are sent while others are computed, from a second
     buffer, as on GPUs."""
@@ -229,9 +241,15 @@ def layout(model: Model, spec: TrainSpec, place: Place, overlap: bool = True) ->
 
 
 def cost(
-    recipe: Any, places: Sequence[Place] = (), price: float = 0.0, latents: VideoTokenizerSpec | None = None
+    recipe: Any,
+    places: Sequence[Place] = (),
+    price: float = 0.0,
+    latents: VideoTokenizerSpec | None = None,
+    codes_of: LatentActionRecipe | None = None,
 ) -> Cost:
     """What a recipe costs at each of `places` (1 and 8 H100 if none), at `price` a GPU-hour; `latents` as `model_of`.
+
+    codes_of: whose latent actions a world model learns from; making them comes on top of its GPU-hours.
 
     Raises:
         ValueError: the stage trains nothing whose size the recipe knows, or the device is not known.
@@ -249,6 +267,13 @@ def cost(
     gpu_hours = (step + again) * spec.num_steps / peak / UTILISATION / 3600
     rates = (recipe.rate_hz,) if getattr(recipe, "rate_hz", None) else VIDEO_HZ
     hours_seen = {f"{hz:g} Hz": seen / hz / 3600 for hz in rates}
+    codes = (
+        {}
+        if codes_of is None or not isinstance(recipe, WorldRecipe)
+        else {
+            f"{hz:g} Hz": flops_of_codes(recipe, codes_of, latents, hz) / peak / UTILISATION / 3600 for hz in VIDEO_HZ
+        }
+    )
     weights = FP32 * model.parameters
     kept = f"the last {spec.keep_last}"
     if spec.keep_every_steps:
@@ -281,6 +306,7 @@ def cost(
         precision=spec.precision,
         state_bytes=(5.0 if spec.zero_stage else 4.0) * weights - FP32 * model.muon,
         assumed=model.assumed,
+        gpu_hours_codes=codes,
     )
 
 

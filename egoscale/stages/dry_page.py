@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from egoscale.recipe import TokenizerRecipe, load_recipe
+from egoscale.recipe import LatentActionRecipe, TokenizerRecipe, load_recipe
 from egoscale.stages.dry import Cost, Place, cost, deepspeed_changes
 from egoscale.sweep.bill import an, gpu_name
 from egoscale.sweep.profile import load_profile
 from egoscale.train.throughput import DEVICES
+
+Recipe = TypeVar("Recipe", TokenizerRecipe, LatentActionRecipe)
 
 
 def told(
@@ -20,26 +22,31 @@ def told(
     profile: Path | None = None,
     gpus: Sequence[int] = (),
     tokenizer: Path | None = None,
+    latent_action: Path | None = None,
     price: float = 0.0,
     as_json: bool = False,
 ) -> list[str]:
     """What `egoscale train RECIPE --dry-run` prints: a table, or JSON.
 
     `profile` (a file of slurm/profiles) says on what and how many GPUs, `gpus` overrides how many; `tokenizer` is the
-    recipe whose latents a model of latents would see.
+    recipe whose latents a model of latents would see, `latent_action` the one whose codes a world model would learn.
 
     Raises ValueError for what cannot be told, FileNotFoundError for a file that is missing.
     """
-    latents = None
-    if tokenizer is not None:
-        read = load_recipe(tokenizer)
-        if not isinstance(read, TokenizerRecipe):
-            raise ValueError(f"{tokenizer}: a recipe of stage {read.stage!r}; --tokenizer wants one of a tokenizer")
-        latents = read.tokenizer
-    of = cost(recipe, _places(recipe.stage, profile, gpus), price, latents)
+    latents = None if tokenizer is None else _read(tokenizer, TokenizerRecipe, "--tokenizer").tokenizer
+    codes_of = None if latent_action is None else _read(latent_action, LatentActionRecipe, "--latent-action")
+    of = cost(recipe, _places(recipe.stage, profile, gpus), price, latents, codes_of)
     if as_json:
         return [json.dumps({**_plain(of), "deepspeed_changes": deepspeed_changes(recipe)}, indent=1)]
     return lines(of) + deepspeed_changes(recipe)
+
+
+def _read(file: Path, kind: type[Recipe], option: str) -> Recipe:
+    read = load_recipe(file)
+    if not isinstance(read, kind):
+        wanted = kind.model_fields["stage"].default
+        raise ValueError(f"{file}: a recipe of stage {read.stage!r}; {option} wants one of stage {wanted!r}")
+    return read
 
 
 def _places(stage: str, profile: Path | None, gpus: Sequence[int]) -> tuple[Place, ...]:
@@ -80,6 +87,9 @@ def lines(of: Cost) -> list[str]:
     ]
     if of.price:
         written.append(f"money            {of.money:,.0f} at {of.price:g} a GPU-hour")
+    if of.gpu_hours_codes:
+        each = ", ".join(f"{_count(value)} at {at}" for at, value in of.gpu_hours_codes.items())
+        written.append(f"codes            {each}: GPU-hours before the first step, by the video's frame rate")
     if of.assumed:
         written.append(f"assumed          {of.assumed}")
     return written + _memory(of)

@@ -10,8 +10,16 @@ from typing import Any
 
 from egoscale.models.flops import world_flops
 from egoscale.models.memory import FP32, checkpoint_bytes
-from egoscale.recipe import FinetuneRecipe, TokenizerRecipe, TrainSpec, VideoTokenizerSpec, WorldRecipe
-from egoscale.stages.dry import UTILISATION, Place, cost, model_of
+from egoscale.recipe import (
+    FilmRecipe,
+    FinetuneRecipe,
+    LatentActionRecipe,
+    TokenizerRecipe,
+    TrainSpec,
+    VideoTokenizerSpec,
+    WorldRecipe,
+)
+from egoscale.stages.dry import UTILISATION, VIDEO_HZ, Place, cost, flops_of_codes, model_of
 from egoscale.sweep.bill import Forecast
 from egoscale.sweep.plan import Job
 from egoscale.train.throughput import peak_flops_per_s
@@ -31,13 +39,23 @@ def forecast(job: Job, device: str) -> Forecast | None:
     except ValueError:  # a stage that trains nothing whose size the recipe knows, or an unknown device
         return None
     spec: TrainSpec = job.recipe.train  # type: ignore[union-attr]  # what `cost` knows is trained
-    return Forecast(found.gpu_hours, FP32 * found.parameters, _kept(spec) * found.checkpoint_bytes)
+    codes = _flops_of_codes(job) / peak / UTILISATION / 3600
+    return Forecast(found.gpu_hours + codes, FP32 * found.parameters, _kept(spec) * found.checkpoint_bytes)
 
 
 def _latents(job: Job) -> VideoTokenizerSpec | None:
     """What a frame is for this job: its tokenizer's latents."""
     before = job.ancestry().get("tokenizer")
     return before.recipe.tokenizer if before is not None and isinstance(before.recipe, TokenizerRecipe) else None
+
+
+def _flops_of_codes(job: Job) -> float:
+    """Of the latent actions that a world model learns from. Video of which no recipe says so has 30 frames a second."""
+    source = job.inputs.get("latent-action")
+    if source is None or not isinstance(source.recipe, LatentActionRecipe) or not isinstance(job.recipe, WorldRecipe):
+        return 0.0
+    film = next((one.recipe for one in job.ancestry().values() if isinstance(one.recipe, FilmRecipe)), None)
+    return flops_of_codes(job.recipe, source.recipe, _latents(job), film.fps_hz if film else max(VIDEO_HZ))
 
 
 def _kept(spec: TrainSpec) -> int:

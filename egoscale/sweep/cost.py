@@ -254,13 +254,13 @@ def _cells_of(plan: Plan) -> Counter[str]:
 
 def _kind(job: Job) -> tuple[Any, ...]:
     """What a forecast depends on. Tables of a recipe are told apart by identity: a plan copies recipes, not tables."""
+    coded = job.inputs.get("latent-action") if job.stage == "world" else None  # its codes are made of all its hours
     own = tuple(
         (name, value if isinstance(value, str | int | float | None) else id(value))
         for name, value in job.recipe
-        if name not in ("hours", "seed", "num_demos")
+        if name not in ("seed", "num_demos") and (name != "hours" or coded is not None)
     )
-    world = job.inputs.get("world")
-    return (*own, _kind(world) if world is not None else None)
+    return (*own, *(_kind(source) for source in (job.inputs.get("world"), coded) if source is not None))
 
 
 def _plus(total: float | None, more: float | None) -> float | None:

@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from egoscale.models.blocks import SpaceTimeStack
 from egoscale.models.dynamics import WorldModel
-from egoscale.models.flops import latent_action_flops, stack_flops, tokenizer_flops, world_flops
+from egoscale.models.flops import code_flops, latent_action_flops, stack_flops, tokenizer_flops, world_flops
 from egoscale.models.latent_action import LatentActionModel
 from egoscale.models.video_tokenizer import VideoTokenizer
 from egoscale.recipe import WorldSpec
@@ -45,6 +45,7 @@ def test_models_cost_what_the_counter_says():
     frame = torch.randn(1, 64, 16)
     seen = counted(lambda: model.decode(frame, model.encode(frame, frame)[0], torch.ones(1).long()))
     assert latent_action_flops(given) == pytest.approx(seen, rel=0.02)
+    assert code_flops(given) == pytest.approx(counted(lambda: model.encode(frame, frame)), rel=0.02)
 
 
 @pytest.mark.parametrize("frames", [4, 16])

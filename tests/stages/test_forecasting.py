@@ -24,10 +24,15 @@ def jobs() -> dict[str, Job]:
 
 def test_training_stages_are_what_the_dry_run_says(jobs: dict[str, Job]) -> None:
     tokenizer = jobs["tokenizer"].recipe
+    film = jobs["film"].recipe
     for job in (jobs["tokenizer"], jobs["latent-action"], jobs["world large"]):
         found = forecast(job, "A100")
-        dry = cost(job.recipe, (Place(1, "A100"),), latents=tokenizer.tokenizer)  # type: ignore[union-attr]
-        assert found is not None and found.gpu_hours == pytest.approx(dry.gpu_hours)
+        codes_of = jobs["latent-action"].recipe if job.stage == "world" else None
+        given = {"latents": tokenizer.tokenizer, "codes_of": codes_of}  # type: ignore[union-attr]
+        dry = cost(job.recipe, (Place(1, "A100"),), **given)  # type: ignore[arg-type]
+        codes = dry.gpu_hours_codes.get("5 Hz", 0.0) * film.fps_hz / 5  # type: ignore[union-attr]
+        assert bool(codes) == (job.stage == "world")
+        assert found is not None and found.gpu_hours == pytest.approx(dry.gpu_hours + codes)
         assert found.weights_bytes == 4 * dry.parameters
         assert found.checkpoint_bytes == 3 * dry.checkpoint_bytes  # two are kept, and one is being written
 
