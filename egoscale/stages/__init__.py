@@ -29,6 +29,7 @@ STAGES: Mapping[str, str] = {
     "finetune": "finetuning:finetune",
     "evaluate": "evaluating:evaluate",
 }
+TOGETHER = ("tokenizer", "encode", "latent-action", "world", "finetune")  # stages that several ranks share the work of
 MODULES = tuple(sorted({f"{__name__}.{place.split(':')[0]}" for place in STAGES.values()}))
 
 
@@ -42,7 +43,8 @@ def stage(name: str) -> Callable[[Any], dict[str, Any]]:
 def execute(run_path: str, report: Callable[[Mapping[str, Any]], None] | None = None) -> None:
     """Run one run folder to its end, whatever state it is in; a finished one is left alone.
 
-    Started by several ranks together (`srun`, `torchrun`), all work and rank 0 writes.
+    Started by several ranks together (`srun`, `torchrun`), all work and rank 0 writes; a stage that cannot be shared is
+    rank 0's alone.
 
     Raises:
         ValueError: an input is not finished, bad input of the stage itself, or requeued again and again for nothing.
@@ -62,7 +64,8 @@ def execute(run_path: str, report: Callable[[Mapping[str, Any]], None] | None = 
             )
     found = address(os.environ)
     if found is not None and found[0].rank:  # rank 0 holds the lock and writes
-        stage(run.stage)(Work.of(run, None))
+        if run.stage in TOGETHER:
+            stage(run.stage)(Work.of(run, None))
         return
     with run.lock():
         if run.result() is not None:  # another process finished it between our look and our lock

@@ -1,5 +1,5 @@
-"""The same study on one machine and on a Slurm of four nodes, its world models trained on two of them: one table, one
-law, equal to the last digit. At its full size: `benchmarks/parity.py`."""
+"""The same study on one machine and on a Slurm of four nodes, its latents made and its world models trained on two of
+them: one table, one law, equal to the last digit. At its full size: `benchmarks/parity.py`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def test_world_models_were_trained_on_two_nodes(roots):
     cluster, local = roots
     assert [len(of) for of in parity.hosts(cluster).values()] == [2, 2, 2]
     assert [len(of) for of in parity.hosts(local).values()] == [0, 0, 0]  # one process has nobody to look at beforehand
+
+
+def test_latents_were_written_by_a_rank_on_each_of_two_nodes(roots):
+    cluster, local = roots
+    ranks = {root: {file.name[:9] for file in (root / "encode").glob("*/video/shard-*.json")} for root in roots}
+    assert ranks == {cluster: {"shard-000", "shard-001"}, local: {"shard-000"}}
 
 
 def test_something_was_found(roots):

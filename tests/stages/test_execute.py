@@ -36,6 +36,19 @@ def test_a_run_that_was_finished_while_it_was_waited_for_is_not_begun(
     assert [event["event"] for event in folder.events()] == ["end"]
 
 
+@pytest.mark.parametrize(("stage", "works"), [("film", False), ("tokenizer", True)])
+def test_a_stage_that_cannot_be_shared_is_the_first_ranks_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, works: bool
+) -> None:
+    folder = RunFolder.create(tmp_path, getattr(load_recipe(find("recipes", "sweeps/tabletop")), stage), {})
+    begun: list[str] = []
+    monkeypatch.setattr("egoscale.stages.stage", lambda name: lambda work: begun.append(name))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    execute(str(folder.path))
+    assert bool(begun) == works and folder.result() is None and not folder.events()
+
+
 @pytest.mark.parametrize("trouble", ["locked", "no torch"])
 def test_a_look_by_hand_at_a_run_of_slurm_leaves_its_story_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
