@@ -89,12 +89,13 @@ def write_catalog(
 
     A clip that cannot be used is a row with `usable` false and a `reason`. With `probe="none"` only metadata are
     read: lengths are those that are declared, and `usable` is null where nothing speaks against a clip. What
-    `egoscale catalog probe` found of an earlier catalogue of that name is taken away once all is decoded anew; with
+    `egoscale catalog probe` found of an earlier catalogue of that name is taken away once all is decoded; with
     `probe="none"` it stays, and another `probe` decodes what is new or has changed.
 
     Args:
-        out: a .parquet file, or a folder for `catalog.parquet`. What a killed build had decoded lies beside it, in
-            `<stem>.building.scores`, and is not decoded again.
+        out: a .parquet file, or a folder for `catalog.parquet`. What a build has decoded is kept beside it, in
+            `<stem>.decoded.scores`: it is not decoded again as long as its file keeps its size and time of change,
+            by the build that goes on after a kill or by the next one, which tries again what could not be used.
         jobs: files that are decoded at once, each in a process of its own.
         limit_s: seconds without a sign of life after which a decoder is stopped and its file told unusable.
 
@@ -104,9 +105,11 @@ def write_catalog(
         ValueError: a source without clips, a doubled name of a source or clip, metadata that cannot be read.
     """
     file = out if out.suffix == ".parquet" else out / "catalog.parquet"
-    building = file.with_name(f"{file.stem}.building.parquet")
+    building = file.with_name(f"{file.stem}.decoded.parquet")
     file.parent.mkdir(parents=True, exist_ok=True)
     with _alone(file):
+        if not building.exists():  # else a build was killed, and is gone on with
+            _forget_unusable(building)
         _write_metadata(_named(sources), building)
         if probe == "none":
             building.rename(file)
@@ -117,9 +120,16 @@ def write_catalog(
         part.rename(file)
         for older in file.with_suffix(".scores").glob(f"{PROBE}-v*"):
             shutil.rmtree(older)
-        shutil.rmtree(building.with_suffix(".scores"), ignore_errors=True)
         building.unlink()
     return file
+
+
+def _forget_unusable(building: Path) -> None:
+    """A disk that was away, a decoder that was slow on a busy machine: what failed is tried again by another build."""
+    for part in building.with_suffix(".scores").glob(f"{PROBE}-v*/part-*.parquet"):
+        kept = part.with_suffix(".kept")
+        pl.scan_parquet(part).filter("usable").sink_parquet(kept)
+        kept.rename(part)
 
 
 @contextmanager

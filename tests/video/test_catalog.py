@@ -153,7 +153,8 @@ def test_folder_lists_every_file(lab, tmp_path):
     assert catalog["sha256"][0] == hashlib.sha256((lab / "a.mp4").read_bytes()).hexdigest()
     assert catalog.equals(pl.read_parquet(tmp_path / "out" / "catalog.parquet"))
     assert steps == [(i, 4, "clips") for i in range(1, 5)]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["catalog.parquet"]
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["catalog.decoded.scores", "catalog.parquet"]
 
 
 def test_several_processes_give_the_same_catalogue(lab, tmp_path):
@@ -183,7 +184,7 @@ def test_a_build_that_is_killed_goes_on_where_it_was(shared, tmp_path):
     source = [SourceSpec(path=str(lab), name="lab")]
     (tmp_path / "build.py").write_text(BUILD)
     process = subprocess.Popen([sys.executable, str(tmp_path / "build.py"), str(lab), str(out)])
-    folder, noted = out / "catalog.building.scores", []
+    folder, noted = out / "catalog.decoded.scores", []
     while len(noted) < 2 and process.poll() is None:
         noted = [line for file in folder.rglob("*.notes.jsonl") for line in file.read_text().splitlines()]
         time.sleep(0.02)
@@ -199,7 +200,7 @@ def test_a_build_that_is_killed_goes_on_where_it_was(shared, tmp_path):
     assert len(steps) <= 6 - len(noted) + 1, "what was noted is not decoded again, but for the file that changed"
     assert catalog.equals(build_catalog(source, tmp_path / "fresh", jobs=2))
     assert catalog.filter(pl.col("clip_id") == f"lab/{changed.name}")["usable"].to_list() == [False]
-    assert [path.name for path in out.iterdir()] == ["catalog.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == ["catalog.decoded.scores", "catalog.parquet"]
 
 
 def test_takes_are_read_with_their_metadata(write_video, numbered, tmp_path):

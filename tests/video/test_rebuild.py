@@ -54,14 +54,15 @@ def test_a_catalogue_that_another_process_builds_is_left_alone(shared, lab, tmp_
             build_catalog([SourceSpec(path=str(lab))], out, probe=probe)
     assert process.wait() == 0
     assert len(pl.read_parquet(out / "catalog.parquet").filter("usable")) == 4
-    assert [path.name for path in out.iterdir()] == ["catalog.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == ["catalog.decoded.scores", "catalog.parquet"]
 
 
 def test_a_lock_that_a_killed_build_left_holds_nobody(lab, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "catalog.building.lock").write_text("process 7 on another, which was killed long ago")
     assert build_catalog([SourceSpec(path=str(lab))], tmp_path / "out").height == 4
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["catalog.parquet"]
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["catalog.decoded.scores", "catalog.parquet"]
 
 
 def test_a_build_is_believed_more_than_an_earlier_probe(lab, tmp_path):
@@ -94,6 +95,58 @@ def test_scores_of_a_file_that_is_another_now_do_not_count(lab, write_video, num
     assert score_catalog(file).done_now == 1
     selection, ledger = select_clips(open_catalog(file), recipe)
     assert selection["sharpness"].is_not_null().sum() == 3 and ledger["notes"] == []
+
+
+def test_another_build_decodes_what_is_new_or_changed_and_tries_again_what_failed(
+    lab, write_video, numbered, tmp_path, monkeypatch
+):
+    source, file = [SourceSpec(path=str(lab))], tmp_path / "catalog.parquet"
+    decoded = []
+
+    def probe(*given, **named):
+        done = probe_catalog(*given, **named)
+        decoded.append(done.done_now)
+        return done
+
+    monkeypatch.setattr("egoscale.video.catalog.probe_catalog", probe)
+    first = build_catalog(source, file)
+    assert build_catalog(source, file).equals(first)
+    assert decoded == [4, 1], "only the broken one is tried again"
+    write_video("lab/d.mp4", numbered(12))
+    write_video("lab/a.mp4", numbered(30))
+    (lab / "b.mp4").unlink()
+    write_video("lab/broken.mp4", numbered(9))
+    grown = build_catalog(source, file)
+    assert decoded[2:] == [3] and grown["usable"].all() and "lab/b.mp4" not in grown["clip_id"]
+    shutil.rmtree(tmp_path / "catalog.decoded.scores")
+    assert build_catalog(source, file).equals(grown) and decoded[3:] == [4]
+
+
+def test_a_killed_build_goes_on_and_does_not_try_again_what_it_has_seen_to_fail(lab, tmp_path, monkeypatch):
+    source, file = [SourceSpec(path=str(lab))], tmp_path / "catalog.parquet"
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(pl.LazyFrame, "sink_parquet", _fail_at(file.name, pl.LazyFrame.sink_parquet))
+        build_catalog(source, file)
+    assert not file.exists()
+    decoded = []
+
+    def probe(*given, **named):
+        done = probe_catalog(*given, **named)
+        decoded.append(done.done_now)
+        return done
+
+    monkeypatch.setattr("egoscale.video.catalog.probe_catalog", probe)
+    assert build_catalog(source, file).height == 4 and decoded == [0]
+
+
+def _fail_at(name, sink):
+    def sunk(self, target, *given, **named):
+        if str(target).endswith(f"{name}.part") and "decoded" not in str(target):
+            raise KeyboardInterrupt
+        return sink(self, target, *given, **named)
+
+    return sunk
 
 
 def test_data_that_grow_are_listed_anew_and_only_new_and_changed_files_are_probed(lab, write_video, numbered, tmp_path):
