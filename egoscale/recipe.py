@@ -133,7 +133,7 @@ class LatentActionSpec(Spec):
     action_dim: int = Field(32, gt=0)
     beta: float = Field(3e-4, ge=0, description="weight of the KL term at the end of the anneal")
     beta_warmup_fraction: Fraction = 0.3
-    free_bits_nats: float = Field(0.02, ge=0, description="KL per dimension that costs nothing")
+    free_bits_nats: float = Field(0.02, ge=0, description="KL of a pair, per dimension, that costs nothing")
     fsq_levels: int = Field(5, ge=2)
     changed_weight: float = Field(10.0, ge=1, description="weight of what moved against what did not")
     encoder: BlockSpec = BlockSpec(width=64, num_layers=2)

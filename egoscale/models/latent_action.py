@@ -129,10 +129,11 @@ class LatentActionModel(nn.Module):
         code = mean if self.bottleneck == "fsq" else mean + torch.exp(0.5 * log_variance) * batch["noise"]
         rebuilt = self.decode(first, code, stride)
         error_B, still_B = self.weighted(first, second, rebuilt)
-        kl_A = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(0)
-        # The floor is for the mean over a backward pass: codes near it pay more in smaller ones.
-        # Models that are compared should be given passes (micro_batch_size) of one size.
-        kl = F.relu(kl_A - self.free_bits_nats).sum() if self.bottleneck == "gaussian" else kl_A.sum() * 0
+        kl_BA = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+        kl_A = kl_BA.mean(0)
+        # The floor is each pair's own: of a batch's mean it would make the loss depend on how the batch is cut into
+        # ranks and passes.
+        kl = F.relu(kl_BA - self.free_bits_nats).sum(1).mean() if self.bottleneck == "gaussian" else kl_A.sum() * 0
         loss = error_B.mean() / self.change_scale + self.beta * batch["beta_scale"].mean() * kl
         return {
             "loss": loss,

@@ -66,7 +66,11 @@ class Policy(nn.Module):
         return motor.float().view(-1, self.chunk_steps, self.motor_dim)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss on `motor` [B, H, M] with `motor_mask` [B, H]; the frame comes as `read` (frozen trunk) or `latents`."""
+        """Loss on `motor` [B, H, M] with `motor_mask` [B, H]; the frame comes as `read` (frozen trunk) or `latents`.
+
+        Steps beyond the end of a demonstration count as no error: divided by the number of those that are left, the
+        loss would depend on how a batch is cut into ranks and passes.
+        """
         read = batch["read"] if "read" in batch else self.read(batch["latents"].float(), batch["words"])
         error = F.smooth_l1_loss(
             self.act(read, batch["proprioception"], batch.get("read_noise")),
@@ -74,9 +78,7 @@ class Policy(nn.Module):
             reduction="none",
             beta=0.1,
         )
-        mask = batch["motor_mask"][..., None].expand_as(error)
-        loss = (error * mask).sum() / mask.sum().clamp_min(1)
-        return {"loss": loss}
+        return {"loss": (error * batch["motor_mask"][..., None]).mean()}
 
 
 class ActionSlot(nn.Module):

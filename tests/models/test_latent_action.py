@@ -51,6 +51,18 @@ def test_the_code_learns_where_things_go(bottleneck):
     assert float(wrong.mean() / still.mean()) > 1 - explained + 0.2  # another pair's code explains less
 
 
+@pytest.mark.parametrize("bottleneck", ["gaussian", "fsq"])
+def test_a_batch_costs_what_its_halves_cost(bottleneck):
+    """Ranks and passes cut a batch anywhere: numbers near the floor must not cost more in small pieces."""
+    net = model(bottleneck=bottleneck, beta=1.0)
+    lots = torch.Generator().manual_seed(0)
+    whole = batch(torch.randn(24, 16, 4, generator=lots), torch.randn(24, 16, 4, generator=lots), noise=1.0)
+    loss = net(whole)["loss"]
+    for size in (12, 4, 1):
+        parts = [net({name: held[i : i + size] for name, held in whole.items()})["loss"] for i in range(0, 24, size)]
+        assert float(torch.stack(parts).mean()) == pytest.approx(float(loss), rel=1e-5)
+
+
 def test_an_untrained_decoder_says_nothing_changed():
     first, _second, _ = moving_spot(8, torch.Generator().manual_seed(0))
     rebuilt = model().decode(first, torch.randn(8, 3), torch.ones(8).long())

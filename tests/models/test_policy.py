@@ -43,6 +43,17 @@ def test_steps_after_the_end_of_a_demonstration_do_not_count():
     torch.testing.assert_close(made(batch)["loss"], loss)
 
 
+def test_a_batch_costs_what_its_parts_cost_wherever_demonstrations_end():
+    made = policy()
+    whole = {
+        "read": torch.randn(6, 6), "proprioception": torch.randn(6, 4), "motor": torch.randn(6, 3, 4),
+        "motor_mask": torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]).repeat(2, 1),
+    }  # fmt: skip
+    for size in (3, 2, 1):
+        parts = [made({name: held[i : i + size] for name, held in whole.items()})["loss"] for i in range(0, 6, size)]
+        torch.testing.assert_close(torch.stack(parts).mean(), made(whole)["loss"])
+
+
 def test_a_slot_starts_at_no_change_and_learns_beside_a_frozen_world():
     slot = ActionSlot(motor_dim=4, proprioception_dim=4, action_dim=3, hidden_width=8)
     assert torch.equal(slot(torch.randn(2, 2, 4), torch.randn(2, 2, 4)), torch.zeros(2, 2, 3))
