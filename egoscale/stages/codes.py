@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from egoscale.video.latents import LatentShards
 from egoscale.video.on_disk import write_json
 
 Floats = NDArray[np.float32]
-Coder = Callable[[list[int]], Iterator[Floats]]  # clips -> codes [T, 1 + K, A] of each
+# Numbers of clips -> codes [T, 1 + K, A] in their order; those of a long clip in several pieces. Each with its clip.
+Coder = Callable[[list[int]], Iterator[tuple[int, Floats]]]
 
 CODES = "codes"  # folder of a run that is not done
 CODE_FLOOR = 0.3  # smallest standard deviation by which a code is scaled: the prior's is 1, a dead dimension's near 0
@@ -78,9 +81,18 @@ def _coded(
             names = [latents.clips.clip_id(clip) for clip in clips]
             if all(name in finished for name in names):
                 continue
-            watchdog.beat(f"making codes of {names[0]} and the clips after it")
-            yield from zip(names, coder(clips), strict=True)
+            pieces = _watched(coder(clips), watchdog, names[0])
+            for name, (_, parts) in zip(names, groupby(pieces, key=itemgetter(0)), strict=True):
+                codes = [part for _, part in parts]
+                yield name, codes[0] if len(codes) == 1 else np.concatenate(codes)
             work.progress(clips[-1] + 1, len(latents.clips), "clips")
+
+
+def _watched(pieces: Iterator[tuple[int, Floats]], watchdog: Watchdog, name: str) -> Iterator[tuple[int, Floats]]:
+    watchdog.beat(f"making codes of clip {name} and those after it")
+    for piece in pieces:
+        watchdog.beat(f"making codes of clip {name} and those after it")
+        yield piece
 
 
 def groups(latents: LatentShards) -> Iterator[list[int]]:
@@ -144,7 +156,7 @@ def latent_action_coder(
             for first in range(0, n, CALL_FRAMES):
                 yield [(clip, n, first, min(first + CALL_FRAMES, n), by)]
 
-    def coded(piece: list[tuple[int, int, int, int, float]]) -> Iterator[Floats]:
+    def coded(piece: list[tuple[int, int, int, int, float]]) -> Iterator[tuple[int, Floats]]:
         frames, begins, ended, columns, held = [], [], [], [], 0
         for clip, num_frames, first, last, step in piece:
             on, column = np.unique(ahead(strides, step), return_inverse=True)
@@ -164,17 +176,12 @@ def latent_action_coder(
                 for one, other in zip(torch.split(first_of, size), torch.split(second_of, size), strict=True)
             ]
         found = np.split(torch.cat(means).numpy(), np.cumsum([len(one) for one in begins])[:-1])
-        for (_, _, first, last, _), column, codes in zip(piece, columns, found, strict=True):
-            yield codes.reshape(last - first, -1, codes.shape[-1])[:, column]
+        for (clip, _, first, last, _), column, codes in zip(piece, columns, found, strict=True):
+            yield clip, codes.reshape(last - first, -1, codes.shape[-1])[:, column]
 
-    def coder(clips: list[int]) -> Iterator[Floats]:
-        parts: list[Floats] = []
+    def coder(clips: list[int]) -> Iterator[tuple[int, Floats]]:
         for piece in pieces(clips):
-            for (_, num_frames, _, last, _), codes in zip(piece, coded(piece), strict=True):
-                parts.append(codes)
-                if last == num_frames:
-                    yield parts[0] if len(parts) == 1 else np.concatenate(parts)
-                    parts = []
+            yield from coded(piece)
 
     return coder
 
@@ -195,14 +202,14 @@ def hand_coder(
         for (take,), rows in table.group_by(["take_id"], maintain_order=True)
     }
 
-    def coder(clips: list[int]) -> Iterator[Floats]:
+    def coder(clips: list[int]) -> Iterator[tuple[int, Floats]]:
         for clip, step in zip(clips, steps(np.array(clips)).tolist(), strict=True):
             name = latents.clips.clip_id(clip)
             take = name.rsplit("/", 1)[-1]
             if take not in tracked:
                 raise ValueError(f'{file}: no tracked hand for clip {name!r}; use actions = "latent" for this video')
             hand = tracked[take] * 10
-            yield hand[ends(0, len(hand), len(hand), ahead(strides, step))]
+            yield clip, hand[ends(0, len(hand), len(hand), ahead(strides, step))]
 
     return coder
 

@@ -31,6 +31,7 @@ from egoscale.stages import codes, execute
 from egoscale.stages.models import described, inference, load
 from egoscale.sweep.ledger import RunFolder
 from egoscale.train.checkpoint import export_weights
+from egoscale.train.watch import HANG_EXIT_CODE
 from egoscale.video.latent_writer import write_latents
 from egoscale.video.latents import LatentShards
 
@@ -163,12 +164,15 @@ def test_a_long_take_is_coded_in_pieces_that_reach_beyond_themselves(make, call,
     latents = LatentShards.open(run.inputs()["encode"].path / "video")
     steps = np.linspace(1.0, 2.5, CLIPS).__getitem__
     given = (run.inputs()["latent-action"].path, latents, (2, 5), steps, False)
-    whole = list(codes.latent_action_coder(*given)(list(range(8))))
+    whole = dict(codes.latent_action_coder(*given)(list(range(8))))
     monkeypatch.setattr(codes, "CALL_FRAMES", call)
     pieces = list(codes.latent_action_coder(*given)(list(range(8))))
-    assert [len(one) for one in pieces] == [frames_of(i) for i in range(8)]
-    for one, other in zip(whole, pieces, strict=True):
-        assert np.allclose(one, other, atol=1e-6)
+    assert max(len(piece) for _, piece in pieces) == call and [clip for clip, _ in pieces] == sorted(
+        c for c, _ in pieces
+    )
+    for clip in range(8):
+        other = np.concatenate([piece for number, piece in pieces if number == clip])
+        assert len(other) == frames_of(clip) and np.allclose(whole[clip], other, atol=1e-6)
 
 
 @pytest.mark.ranks
@@ -198,6 +202,15 @@ def test_killed_while_coding_it_goes_on_with_what_has_no_codes_yet(make):
     end([process, *begin([SLOW, str(run.path), "0"])])
     assert sum(part["clips"] for part in parts(run)) == CLIPS, "a clip was coded twice"
     assert trained(run) == trained(whole)
+
+
+def test_a_rank_that_stands_still_while_coding_is_ended_with_its_stacks(make):
+    run = make(train=TrainSpec(num_steps=2, batch_size=4, precision="fp32", hang_timeout_s=1.0))
+    (process,) = begin([SLOW, str(run.path), "30"])
+    assert process.wait(120) == HANG_EXIT_CODE
+    (told,) = (event for event in run.events() if event["event"] == "hang")
+    assert told["doing"].startswith("making codes of clip lab/")
+    assert "while making codes" in (run.path / "stacks-rank0.txt").read_text()
 
 
 def test_strides_beyond_what_the_codes_were_trained_on_are_refused(make):

@@ -92,7 +92,7 @@ def test_every_rank_computes_on_its_own_gpu(environ, place, monkeypatch):
 
 
 def test_clips_are_coded_where_the_rank_computes(coded, elsewhere):
-    assert [found.shape[:2] for found in codes.latent_action_coder(*coded)(list(range(7)))] == [
+    assert [found.shape[:2] for _, found in codes.latent_action_coder(*coded)(list(range(7)))] == [
         (5 + i, 3) for i in range(7)
     ]
     elsewhere(codes)
