@@ -155,7 +155,7 @@ def made_once(
     stat = manifest.stat()
     known = {"manifest": str(manifest.absolute()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     known["joined_with"] = joined_with
-    for note in sorted(folder.glob("*/index.json")):
+    for note in sorted(folder.glob("[!.]*/index.json")):  # not what another rank is about to rename
         with contextlib.suppress(ValueError, OSError):
             if json.loads(note.read_text(encoding="utf-8")).get("source") == known:
                 return ClipIndex.open(note.parent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from egoscale.video.clip_index import ClipIndex, frame_seconds
-from egoscale.video.on_disk import Numbers, NumbersWriter, write_json
+from egoscale.video.on_disk import Numbers, NumbersWriter, apart, write_json
 
 # A clip may be this much slower than the training rate: 29.97 stands for 30, 24 does not.
 SLOWEST = 0.99
@@ -264,7 +263,7 @@ def _write_ends(clips: ClipIndex, length: int, rate_hz: float | None, file: Path
         longest_s = max(float(seconds[np.isfinite(seconds)].max(initial=0.0)) for seconds in known)
     elif rate_hz is not None and clips.fps_hz is None:
         raise ValueError(f"{clips.folder}: rate_hz = {rate_hz:g} needs clips whose frame rate is known")
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = apart(file)
     blocks: list[float] = []
     num_windows = num_empty = 0
     end = 0.0

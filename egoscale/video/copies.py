@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import polars as pl
 
+from egoscale.video.on_disk import apart
 from egoscale.video.scores import Shard, open_catalog
 
 COPY_SCHEMA: dict[str, pl.DataType] = {
@@ -263,7 +264,7 @@ def _old(name: str, schema: pl.Schema) -> pl.Expr:
 @contextlib.contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
     """Another name to write under, until it is whole."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = apart(path)
     try:
         yield part
         part.rename(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import socket
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -154,11 +155,16 @@ def write_texts(path: Path, frames: Iterable[pl.DataFrame]) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON under a temporary name, flushes it to the disk and renames it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = apart(path)
     with part.open("w", encoding="utf-8") as file:
         json.dump(content, file)
         flushed(file)
     part.rename(path)
+
+
+def apart(path: Path) -> Path:
+    """A name beside `path` to write it under, which no other process of any machine uses."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
 
 
 def flushed(file: Any) -> None:

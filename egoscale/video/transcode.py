@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ import polars as pl
 
 from egoscale.video.copies import FinishedCopies, asked_for, copy_name, gather, sweep, table_file
 from egoscale.video.copy_clip import CopyJob, CopySettings, copy_clip
+from egoscale.video.on_disk import write_json
 from egoscale.video.scores import Shard, open_catalog
 from egoscale.video.shards import shard_of
 from egoscale.video.workers import Lost, each
@@ -137,9 +137,7 @@ def _settle(out: Path, settings: CopySettings) -> None:
             raise ValueError(f"{out}: holds copies with {', '.join(differ)}: ask for the same, or name another --out")
         return
     out.mkdir(parents=True, exist_ok=True)
-    part = note.with_name(f"{note.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(asked, indent=1), encoding="utf-8")
-    part.rename(note)
+    write_json(note, asked)
 
 
 def _check_disk(out: Path, waiting: pl.DataFrame, settings: CopySettings) -> None:

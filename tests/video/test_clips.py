@@ -173,6 +173,17 @@ def test_the_index_knows_what_the_manifest_says(tmp_path):
     assert copy.clip_id(1) == "1" and copy.seconds(np.array([1])) == pytest.approx([1 / 25])
 
 
+def test_an_index_that_another_process_has_not_renamed_yet_is_left_to_it(tmp_path):
+    """Ranks that begin together make the same index: one is gone the moment its owner renames it."""
+    file = manifest(tmp_path / "m.parquet", [5, 9, 7])
+    made = index_clips(file, tmp_path / "index").folder
+    unfinished = made.with_name(f".{made.name}.elsewhere.17")
+    made.rename(unfinished)
+    found = index_clips(file, tmp_path / "index")
+    assert found.folder == made and unfinished.is_dir()
+    assert WindowTable.on_disk(found, 2).num_windows == 18
+
+
 def test_an_index_is_made_once_for_each_content(tmp_path):
     file = manifest(tmp_path / "m.parquet", [40, 50])
     first = index_clips(file, tmp_path / "index")
