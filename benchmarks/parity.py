@@ -3,8 +3,8 @@
     python benchmarks/parity.py sweeps/tabletop --local runs --cluster runs-slurm > benchmarks/parity.md
 
 The cluster is the tests' own (`tests/slurm/cluster.py`): a real Slurm whose four nodes share this machine's cores, with
-`slurm/profiles/cpu-test.toml`, which makes latents and trains world models on two nodes. What a folder of runs already holds is not
-computed again. Exit code 1 where anything differs but time. The local side may be that of `make demo`.
+`slurm/profiles/cpu-test.toml`, which makes latents and trains world models on two nodes. What a folder of runs already
+holds is not computed again. Exit code 1 where anything differs but time. The local side may be that of `make demo`.
 """
 
 from __future__ import annotations
