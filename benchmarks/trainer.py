@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 from egoscale.models.dynamics import WorldModel  # noqa: E402
 from egoscale.models.flops import world_flops  # noqa: E402
 from egoscale.recipe import TrainSpec, WorldSpec  # noqa: E402
-from egoscale.stages.worlds import Labels, Samples  # noqa: E402
+from egoscale.stages.worlds import Samples  # noqa: E402
 from egoscale.train import engine as door  # noqa: E402
 from egoscale.train.loop import train  # noqa: E402
 from egoscale.train.optimizer import parameter_groups  # noqa: E402
@@ -91,16 +91,19 @@ def arguments(name: str) -> dict[str, Any]:
 
 
 def samples(name: str, folder: Path) -> Samples:
-    """Training samples from shards on disk, as the stage `world` reads them; the latents are noise."""
+    """Training samples from shards on disk, as the stage `world` reads them; latents and codes are noise."""
     _, _, _, _, frames, tokens, _ = MODELS[name]
     rng = np.random.default_rng(0)
     lengths = {f"clip-{i:03d}": 40 + i for i in range(48)}
     clips = ((clip, rng.standard_normal((T, tokens, LATENT_DIM)).astype(np.float16)) for clip, T in lengths.items())
-    write_latents(folder, clips, shard_frames=1000)
-    codes = [rng.standard_normal((T, 1 + STRIDES, ACTION_DIM)).astype(np.float32) for T in lengths.values()]
+    write_latents(folder / "latents", clips, shard_frames=1000)
+    shape = (1 + STRIDES, ACTION_DIM)
+    codes = ((clip, rng.standard_normal((T, *shape)).astype(np.float32)) for clip, T in lengths.items())
+    write_latents(folder / "codes", codes, shard_frames=1000)
+    latents, known = LatentShards.open(folder / "latents"), LatentShards.open(folder / "codes")
     zero = np.zeros((1 + STRIDES, ACTION_DIM), np.float32)
     words = {clip: rng.integers(1, 512, 8).tolist() for clip in lengths}
-    return Samples(LatentShards.open(folder), Labels(codes), words, zero, zero + 1, frames, AGENT_FRAMES)
+    return Samples(latents, known, words, zero, zero + 1, frames, AGENT_FRAMES)
 
 
 def made(name: str) -> WorldModel:
