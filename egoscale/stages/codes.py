@@ -36,6 +36,8 @@ Floats = NDArray[np.float32]
 # Numbers of clips -> codes [T, 1 + K, A] in their order; those of a long clip in several pieces. Each with its clip.
 Coder = Callable[[list[int]], Iterator[tuple[int, Floats]]]
 
+Steps = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # clips -> frames that a stride of 1 passes over
+
 CODES = "codes"  # folder of a run that is not done
 CODE_FLOOR = 0.3  # smallest standard deviation by which a code is scaled: the prior's is 1, a dead dimension's near 0
 GROUP_FRAMES = 512  # of short clips that are coded together, at least
@@ -89,9 +91,10 @@ def _coded(
 
 
 def _watched(pieces: Iterator[tuple[int, Floats]], watchdog: Watchdog, name: str) -> Iterator[tuple[int, Floats]]:
-    watchdog.beat(f"making codes of clip {name} and those after it")
+    doing = f"making codes of clip {name} and those after it"
+    watchdog.beat(doing)
     for piece in pieces:
-        watchdog.beat(f"making codes of clip {name} and those after it")
+        watchdog.beat(doing)
         yield piece
 
 
@@ -128,7 +131,7 @@ def latent_action_coder(
     folder: Path,
     latents: LatentShards,
     strides: tuple[int, ...],
-    steps: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    steps: Steps,
     bf16: bool,
 ) -> Coder:
     """By the frozen latent action model of a run, on this rank's device. steps: of clips, see `ahead`.
@@ -190,7 +193,7 @@ def hand_coder(
     folder: Path,
     latents: LatentShards,
     strides: tuple[int, ...],
-    steps: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    steps: Steps,
 ) -> Coder:
     """Where the tracked hand will be (metres x 10: about unit variance on a table), cut at the end of the take."""
     file = folder / "hands.parquet"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -35,9 +33,7 @@ from egoscale.train.watch import HANG_EXIT_CODE
 from egoscale.video.latent_writer import write_latents
 from egoscale.video.latents import LatentShards
 
-REPOSITORY = Path(__file__).parents[2]
 BLOCKS = {"width": 16, "num_layers": 1, "temporal_every": 0}
-RUN = "import sys; from egoscale.stages import execute; execute(sys.argv[1])"
 # A process that codes in many small parts, and slowly enough to be met in the midst of them.
 SLOW = """
 import sys, time
@@ -97,20 +93,6 @@ def make(tmp_path):
         return RunFolder.create(root, WorldRecipe(**given), inputs)
 
     return made
-
-
-def begin(command: list[str], world_size: int = 1) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(world_size):
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-        if world_size > 1:
-            environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-            environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes.append(subprocess.Popen([sys.executable, "-c", *command], env=environ, start_new_session=True))
-    return processes
 
 
 def end(processes: list[subprocess.Popen]) -> None:
@@ -176,7 +158,7 @@ def test_a_long_take_is_coded_in_pieces_that_reach_beyond_themselves(make, call,
 
 
 @pytest.mark.ranks
-def test_two_ranks_code_each_its_share_and_train_as_one_does(make, tmp_path):
+def test_two_ranks_code_each_its_share_and_train_as_one_does(make, begin):
     one, two = make(), make(hours=1.0)  # hours are told and change nothing
     end([*begin([SLOW, str(one.path), "0"]), *begin([SLOW, str(two.path), "0"], 2)])
     assert len(parts(one)) > 10 and sum(part["clips"] for part in parts(two)) == CLIPS
@@ -185,7 +167,7 @@ def test_two_ranks_code_each_its_share_and_train_as_one_does(make, tmp_path):
     assert trained(one)[1]["world_loss"] == pytest.approx(trained(two)[1]["world_loss"], rel=1e-5)
 
 
-def test_killed_while_coding_it_goes_on_with_what_has_no_codes_yet(make):
+def test_killed_while_coding_it_goes_on_with_what_has_no_codes_yet(make, begin):
     whole, run = make(), make(hours=1.0)
     (process,) = begin([SLOW, str(whole.path), "0"])
     seen = 0
@@ -204,7 +186,7 @@ def test_killed_while_coding_it_goes_on_with_what_has_no_codes_yet(make):
     assert trained(run) == trained(whole)
 
 
-def test_a_rank_that_stands_still_while_coding_is_ended_with_its_stacks(make):
+def test_a_rank_that_stands_still_while_coding_is_ended_with_its_stacks(make, begin):
     run = make(train=TrainSpec(num_steps=2, batch_size=4, precision="fp32", hang_timeout_s=1.0))
     (process,) = begin([SLOW, str(run.path), "30"])
     assert process.wait(120) == HANG_EXIT_CODE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -107,27 +106,14 @@ def test_too_many_broken_clips_stop_it_with_the_list(make):
 
 
 @pytest.mark.ranks
-def test_two_ranks_encode_each_its_clips_and_one_goes_on_where_they_were_killed(make):
+def test_two_ranks_encode_each_its_clips_and_one_goes_on_where_they_were_killed(make, begin):
     whole, _ = make(shard_frames=60, max_quarantined_fraction=0.06)
     execute(str(whole.path))
     run, _ = make(shard_frames=60, max_quarantined_fraction=0.07)  # another run folder
     (run.path / "precision.json").write_bytes((whole.path / "precision.json").read_bytes())
 
-    def begin(world_size):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        code = "import sys; from egoscale.stages import execute; execute(sys.argv[1])"
-        return [
-            subprocess.Popen(
-                [sys.executable, "-c", code, str(run.path)],
-                env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)},
-            )
-            for rank in range(world_size)
-        ]
-
-    victims = begin(2)
+    command = ["import sys; from egoscale.stages import execute; execute(sys.argv[1])", str(run.path)]
+    victims = begin(command, 2)
     until = time.monotonic() + 120
     while {one.name[:9] for one in run.path.glob("video/*.json")} != {"shard-000", "shard-001"}:
         assert time.monotonic() < until and all(victim.poll() is None for victim in victims)
@@ -137,7 +123,7 @@ def test_two_ranks_encode_each_its_clips_and_one_goes_on_where_they_were_killed(
         victim.wait()
     assert not (run.path / "video" / "index.json").exists()
     kept = sorted(run.path.glob("video/shard-*.json"))
-    assert [process.wait(240) for process in begin(3)] == [0, 0, 0]
+    assert [process.wait(240) for process in begin(command, 3)] == [0, 0, 0]
     result, known = run.result(), whole.result()
     assert result["clips"] == known["clips"] == 37 and result["quarantined"] == 2
     assert 0 < result["encoded_now"] < result["frames"] == known["frames"]

@@ -26,6 +26,20 @@ def lab(write_video, numbered, tmp_path):
     return tmp_path / "lab"
 
 
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many clips each build has decoded."""
+    counts = []
+
+    def probe(*given, **named):
+        done = probe_catalog(*given, **named)
+        counts.append(done.done_now)
+        return done
+
+    monkeypatch.setattr("egoscale.video.catalog.probe_catalog", probe)
+    return counts
+
+
 BUILD = """
 import sys
 from pathlib import Path
@@ -98,17 +112,9 @@ def test_scores_of_a_file_that_is_another_now_do_not_count(lab, write_video, num
 
 
 def test_another_build_decodes_what_is_new_or_changed_and_tries_again_what_failed(
-    lab, write_video, numbered, tmp_path, monkeypatch
+    lab, write_video, numbered, tmp_path, decoded
 ):
     source, file = [SourceSpec(path=str(lab))], tmp_path / "catalog.parquet"
-    decoded = []
-
-    def probe(*given, **named):
-        done = probe_catalog(*given, **named)
-        decoded.append(done.done_now)
-        return done
-
-    monkeypatch.setattr("egoscale.video.catalog.probe_catalog", probe)
     first = build_catalog(source, file)
     assert build_catalog(source, file).equals(first)
     assert decoded == [4, 1], "only the broken one is tried again"
@@ -122,22 +128,14 @@ def test_another_build_decodes_what_is_new_or_changed_and_tries_again_what_faile
     assert build_catalog(source, file).equals(grown) and decoded[3:] == [4]
 
 
-def test_a_killed_build_goes_on_and_does_not_try_again_what_it_has_seen_to_fail(lab, tmp_path, monkeypatch):
+def test_a_killed_build_goes_on_and_does_not_try_again_what_it_has_seen_to_fail(lab, tmp_path, decoded, monkeypatch):
     source, file = [SourceSpec(path=str(lab))], tmp_path / "catalog.parquet"
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(pl.LazyFrame, "sink_parquet", _fail_at(file.name, pl.LazyFrame.sink_parquet))
         build_catalog(source, file)
-    assert not file.exists()
-    decoded = []
-
-    def probe(*given, **named):
-        done = probe_catalog(*given, **named)
-        decoded.append(done.done_now)
-        return done
-
-    monkeypatch.setattr("egoscale.video.catalog.probe_catalog", probe)
-    assert build_catalog(source, file).height == 4 and decoded == [0]
+    assert not file.exists() and decoded == [4]
+    assert build_catalog(source, file).height == 4 and decoded == [4, 0]
 
 
 def _fail_at(name, sink):
